@@ -1,0 +1,1 @@
+"""How catalogues come in and go out: import, demo catalogue, generator, export."""
