@@ -1,0 +1,61 @@
+"""From a request's headers to what it asks of a read."""
+
+import re
+from collections.abc import Mapping
+
+from atelier.deadline import Clock, Deadline
+from atelier.http import open_token, parse_number
+from atelier.problems import ProblemError
+from atelier.reads.executor import Ask
+from atelier.reads.router import Policy
+from atelier.settings import Settings
+from atelier.token import CausalToken, TokenKeys
+
+_BOUNDED = re.compile(r"bounded\s*;\s*max-lag-ms\s*=\s*([0-9]{1,9})", re.ASCII)
+_LARGEST_WAIT_MS = 999_999_999
+
+
+class Asker:
+    """Reads `Atelier-Token`, `Atelier-Consistency` and `Atelier-Wait-Ms`, with the defaults of the settings."""
+
+    def __init__(self, settings: Settings, keys: TokenKeys, *, clock: Clock) -> None:
+        """Takes the defaults and the keys that open tokens."""
+        self._settings = settings
+        self._keys = keys
+        self._clock = clock
+
+    def read(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> tuple[Ask, bool]:
+        """Reads the headers.
+
+        Returns:
+            What is asked, and whether its token came as a cookie (which may be dropped, but never breaks a page).
+
+        Raises:
+            ProblemError, InvalidTokenError: a header is malformed.
+        """
+        token, by_cookie = open_token(self._keys, headers, cookies)
+        return self.make(token, headers.get("Atelier-Consistency"), headers.get("Atelier-Wait-Ms")), by_cookie
+
+    def make(self, token: CausalToken | None, consistency: str | None, wait_ms: str | None) -> Ask:
+        """Makes the ask from a token and the two headers as they were sent; None where they were not."""
+        reads = self._settings.reads
+        wait = reads.wait_ms if wait_ms is None else parse_number(wait_ms, "Atelier-Wait-Ms", low=0, high=_LARGEST_WAIT_MS)
+        return Ask(
+            policy=self._policy(consistency, token),
+            token=token,
+            wait_s=min(wait, reads.max_wait_ms) / 1000,
+            deadline=Deadline.after(self._settings.timeouts.request_ms / 1000, self._clock),
+        )
+
+    def _policy(self, consistency: str | None, token: CausalToken | None) -> Policy:
+        reads = self._settings.reads
+        word = consistency.strip() if consistency is not None else "eventual" if token is None else "causal"
+        if word in ("eventual", "causal", "strong"):
+            return Policy(word, reads.max_lag_ms, reads.strategy)
+        if bounded := _BOUNDED.fullmatch(word):
+            return Policy("bounded", int(bounded[1]), reads.strategy)
+        raise ProblemError(
+            "invalid-request",
+            "Atelier-Consistency takes eventual, bounded; max-lag-ms=N, causal or strong",
+            field="Atelier-Consistency",
+        )

@@ -1,0 +1,42 @@
+"""The statements of the reading side: one `.sql` file a resource, named blocks, both dialects.
+
+Every statement takes an array of ids as `$1` and gives one row an id, in any order, so that concurrent requests for
+one resource can share one statement. Every row also carries where the node stands (`POSITION`), evaluated in the
+statement itself: after its snapshot was taken, so nothing that the answer shows lies beyond it.
+"""
+
+from dataclasses import dataclass
+from importlib.resources import files
+
+# On a standby `replayed` can trail what a snapshot shows by the record that is being replayed; `received` tells
+# whether there may be one. The server's start time tells whether this is the server that the monitor observed.
+POSITION = """
+(select pg_is_in_recovery() as in_recovery, pg_postmaster_start_time() as started_at,
+        case when pg_is_in_recovery() then pg_last_wal_receive_lsn() end as received_lsn,
+        case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end as reached_lsn
+ offset 0) as position
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One named statement.
+
+    Attributes:
+        name: its name in the file, unique over all files.
+        sql: the text, with `POSITION` put in.
+    """
+
+    name: str
+    sql: str
+
+
+def load_statements() -> dict[str, Statement]:
+    """Reads all statements of the package, by name."""
+    found: dict[str, Statement] = {}
+    for file in sorted(files(__name__).iterdir(), key=lambda entry: entry.name):
+        if file.name.endswith(".sql"):
+            for block in file.read_text(encoding="utf-8").split("-- name: ")[1:]:
+                name, _, sql = block.partition("\n")
+                found[name.strip()] = Statement(name.strip(), sql.strip().replace("{position}", POSITION.strip()))
+    return found

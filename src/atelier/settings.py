@@ -1,0 +1,238 @@
+"""Every setting of the service: one frozen object, built once, from the environment.
+
+A field's default is a decision, and its reason stands beside it. Secrets may come from a file: `NAME_FILE` holds the
+path where `NAME` would hold the value.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from atelier.errors import SettingsError
+
+Role = Literal["all", "reads", "writes"]
+Strategy = Literal["least-outstanding", "round-robin", "random-two-choices", "latency-ewma"]
+
+_NODE = re.compile(r"(?P<name>[a-z0-9][a-z0-9_-]{0,62})=(?P<host>[^=,\s/]+):(?P<port>\d{1,5})")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAddress:
+    """Where one database node listens. What it is (primary or replica) is observed, never configured."""
+
+    name: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """The bounds on waits, in milliseconds."""
+
+    request_ms: int = 5_000
+    """A storefront page that took longer has lost its reader."""
+    command_ms: int = 10_000
+    """Commands queue on hot rows, so they get longer than reads; still shorter than common proxies' 30 s."""
+    connect_ms: int = 1_000
+    """On one network a connection takes milliseconds; a hanging node must not take a request with it."""
+    statement_ms: int = 1_000
+    """The reads take below 10 ms; a slow node is left for a sibling after this."""
+    probe_ms: int = 1_000
+    """An observation that took longer is too old to route by."""
+    drain_ms: int = 10_000
+    """How long a stopping process finishes what it has begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """Connections per process."""
+
+    replica: int = 8
+    """Per node. More only queue inside PostgreSQL: 8 busy connections saturate two cores."""
+    primary_reads: int = 4
+    """Reads that fell back to the primary; they never take the commands' connections."""
+    primary_writes: int = 8
+    """Commands. A connection is held for one transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPolicy:
+    """How reads are routed when the client asks for nothing else."""
+
+    max_lag_ms: int = 10_000
+    """An eventual read takes no replica that is further behind, while a better node can be had."""
+    wait_ms: int = 100
+    """How long a causal read waits for a replica before it goes to the primary; replay takes 0..3 ms when idle."""
+    max_wait_ms: int = 2_000
+    """`Atelier-Wait-Ms` is clamped to this."""
+    strategy: Strategy = "least-outstanding"
+    """It was the fastest of those that the first users compared."""
+    cache_control: str = "no-cache"
+    """Keep, but revalidate: right for every client."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What one process of the service needs to know."""
+
+    nodes: tuple[NodeAddress, ...]
+    """All database nodes, in any order."""
+    token_keys: tuple[bytes, ...]
+    """Secrets that seal causal tokens; the first seals, all open."""
+    reader_password: str = field(repr=False)
+    """Of the role `reader`: SELECT only, on every node."""
+    monitor_password: str = field(repr=False)
+    """Of the role `monitor`: positions and timelines, on every node."""
+    writer_password: str = field(repr=False)
+    """Of the role `writer`; empty in a process that only reads."""
+    database: str = "atelier"
+    """The database's name on every node."""
+    role: Role = "all"
+    """Which sides this process serves."""
+    host: str = "127.0.0.1"
+    """Loopback: who wants more says so."""
+    port: int = 8000
+    """Where the documentation's examples look."""
+    workers: int = 1
+    """Two busy workers on two cores that they share with PostgreSQL can be slower than one: measure first."""
+    timeouts: Timeouts = Timeouts()
+    """Bounds on waits."""
+    pools: PoolLimits = PoolLimits()
+    """Bounds on connections."""
+    reads: ReadPolicy = ReadPolicy()
+    """Defaults of routing."""
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> "Settings":
+        """Reads and checks all settings at once.
+
+        Raises:
+            SettingsError: one is missing, unknown or wrong; the message names it, on one line.
+        """
+        source = _Source(environ)
+        role = source.choice("ATELIER_ROLE", ("all", "reads", "writes"), "all")
+        settings = cls(
+            nodes=source.read("ATELIER_NODES", parse_nodes),
+            token_keys=source.read("ATELIER_TOKEN_KEYS", parse_token_keys, secret=True),
+            reader_password=source.text("ATELIER_READER_PASSWORD", secret=True),
+            monitor_password=source.text("ATELIER_MONITOR_PASSWORD", secret=True),
+            writer_password=source.text("ATELIER_WRITER_PASSWORD", "" if role == "reads" else None, secret=True),
+            database=source.text("ATELIER_DATABASE", "atelier"),
+            role=role,
+            host=source.text("ATELIER_HOST", "127.0.0.1"),
+            port=source.number("ATELIER_PORT", 8000, 0, 65535),
+            workers=source.number("ATELIER_WORKERS", 1, 1, 64),
+            timeouts=Timeouts(
+                request_ms=source.number("ATELIER_REQUEST_MS", 5_000, 100, 60_000),
+                command_ms=source.number("ATELIER_COMMAND_MS", 10_000, 100, 60_000),
+                connect_ms=source.number("ATELIER_CONNECT_MS", 1_000, 10, 60_000),
+                statement_ms=source.number("ATELIER_STATEMENT_MS", 1_000, 10, 60_000),
+            ),
+            pools=PoolLimits(
+                replica=source.number("ATELIER_REPLICA_CONNECTIONS", 8, 1, 200),
+                primary_reads=source.number("ATELIER_PRIMARY_READ_CONNECTIONS", 4, 1, 200),
+                primary_writes=source.number("ATELIER_WRITE_CONNECTIONS", 8, 1, 200),
+            ),
+            reads=ReadPolicy(
+                max_lag_ms=source.number("ATELIER_MAX_LAG_MS", 10_000, 0, 86_400_000),
+                wait_ms=source.number("ATELIER_WAIT_MS", 100, 0, 60_000),
+                max_wait_ms=source.number("ATELIER_MAX_WAIT_MS", 2_000, 0, 60_000),
+                strategy=source.choice(
+                    "ATELIER_STRATEGY",
+                    ("least-outstanding", "round-robin", "random-two-choices", "latency-ewma"),
+                    "least-outstanding",
+                ),
+                cache_control=source.text("ATELIER_CACHE_CONTROL", "no-cache"),
+            ),
+        )
+        source.refuse_unknown()
+        return settings
+
+
+def parse_nodes(text: str) -> tuple[NodeAddress, ...]:
+    """Reads `name=host:port,...`; raises ValueError with the reason."""
+    nodes = tuple(_parse_node(part.strip()) for part in text.split(",") if part.strip())
+    if not nodes:
+        raise ValueError("names no node")
+    if len({node.name for node in nodes}) < len(nodes):
+        raise ValueError("names a node twice")
+    return nodes
+
+
+def parse_token_keys(text: str) -> tuple[bytes, ...]:
+    """Reads `id:hex,...`, at least 32 bytes each; raises ValueError with the reason, never with the secret."""
+    keys = []
+    for part in text.split(","):
+        _, colon, digits = part.strip().partition(":")
+        if not colon or not re.fullmatch(r"(?:[0-9a-fA-F]{2}){32,}", digits):
+            raise ValueError("takes id:hex, with at least 64 hexadecimal digits")
+        keys.append(bytes.fromhex(digits))
+    return tuple(keys)
+
+
+def _parse_node(text: str) -> NodeAddress:
+    match = _NODE.fullmatch(text)
+    if not match or not 0 < int(match["port"]) < 65536:
+        raise ValueError(f"takes name=host:port, not {text!r}")
+    return NodeAddress(match["name"], match["host"], int(match["port"]))
+
+
+# Names that the command line reads, not the service.
+_OTHERS = frozenset({"ATELIER_DATA_DIR", "ATELIER_PG_BIN", "ATELIER_PG_USER", "ATELIER_MIGRATOR_PASSWORD"})
+
+
+class _Source:
+    """Reads single values from the environment, and remembers which names are ours."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._known: set[str] = set(_OTHERS)
+
+    def text(self, name: str, default: str | None = None, *, secret: bool = False) -> str:
+        self._known.add(name)
+        value = self._environ.get(name)
+        if value is None and secret:
+            value = self._from_file(f"{name}_FILE")
+        if value is None:
+            if default is None:
+                raise SettingsError(f"{name} is not set")
+            return default
+        return value
+
+    def read(self, name: str, parse: Callable[[str], _T], *, secret: bool = False) -> _T:
+        value = self.text(name, secret=secret)
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise SettingsError(f"{name} {error}") from error
+
+    def number(self, name: str, default: int, low: int, high: int) -> int:
+        value = self.text(name, str(default))
+        if not re.fullmatch(r"\d{1,9}", value, re.ASCII) or not low <= int(value) <= high:
+            raise SettingsError(f"{name} takes a whole number from {low} to {high}, not {value!r}")
+        return int(value)
+
+    def choice(self, name: str, choices: tuple[_T, ...], default: str) -> _T:
+        value = self.text(name, default)
+        for choice in choices:
+            if choice == value:
+                return choice
+        raise SettingsError(f"{name} takes one of {', '.join(map(str, choices))}, not {value!r}")
+
+    def refuse_unknown(self) -> None:
+        """A misspelt name would otherwise leave its default in force without a word."""
+        for name in sorted(self._environ):
+            if name.startswith("ATELIER_") and name.removesuffix("_FILE") not in self._known:
+                raise SettingsError(f"{name} is no setting of atelier")
+
+    def _from_file(self, name: str) -> str | None:
+        path = self._environ.get(name)
+        if path is None:
+            return None
+        try:
+            return Path(path).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise SettingsError(f"{name} cannot be read: {error.strerror}") from error
