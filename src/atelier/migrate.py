@@ -65,7 +65,7 @@ def run_script(connection: Connection, script: str) -> None:
     connection.execute(text("select"))  # begins the transaction, which the call below knows nothing of
     adapted = connection.connection.dbapi_connection
     assert adapted is not None  # noqa: S101  the line above has used it
-    adapted.run_async(lambda driver: driver.execute(script))  # type: ignore[attr-defined]  # of the asyncpg adapter
+    adapted.run_async(lambda driver: driver.execute(script))  # by the asyncpg adapter
 
 
 async def _take_lock(connection: AsyncConnection, deadline: Deadline) -> None:

@@ -1,0 +1,75 @@
+# Needs Python >= 3.11 and make; everything else is fetched into .venv, pinned by hash.
+PYTHON ?= python3
+UV := $(shell command -v uv 2>/dev/null)
+BIN := .venv/bin
+
+.PHONY: help up test test-slow soak lint format lock bench clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+up: .venv/.service ## a replicated catalogue on 127.0.0.1:8000, Ctrl-C ends it
+	@$(BIN)/atelier up
+
+test: .venv/.dev ## everything that is quick enough for every change
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/.dev ## the tests that take longer
+	@$(BIN)/python -m pytest -m slow
+
+SOAK ?= 20
+soak: .venv/.dev ## the concurrency and fault tests, SOAK=20 times in a row
+	@for round in $$(seq $(SOAK)); do echo "round $$round of $(SOAK)"; \
+	  $(BIN)/python -m pytest -q -m "not slow" tests/cluster || exit 1; done
+
+lint: .venv/.dev ## style, strict types, import rules, nothing generated is stale
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tools/stale.py
+
+format: .venv/.dev ## puts the code into its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.dev ## measures against pgbench on this machine, in ratios
+	@$(BIN)/python -m bench
+
+# Names, versions and hashes only. Needs uv; `make up` and `make test` do not.
+LOCK := uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11
+lock: ## resolves the dependencies anew
+	$(LOCK) --upgrade --extra embedded --extra load --group pyproject.toml:dev pyproject.toml -o requirements/dev.txt
+	$(LOCK) --extra embedded --group pyproject.toml:build -c requirements/dev.txt pyproject.toml -o requirements/service.txt
+	$(PYTHON) tools/stale.py stamp
+
+clean: ## removes .venv and caches; data in .atelier stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "atelier needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	@echo "making .venv"
+ifdef UV
+	@$(UV) venv --quiet --clear --python $(PYTHON) .venv
+else
+	@$(PYTHON) -m venv --clear .venv
+endif
+	@touch $@
+
+# service and dev install into the same folder; dev holds all of service.
+.venv/.service: .venv/.created requirements/service.txt
+	@test -e .venv/.dev || { echo "installing what the service needs"; $(call install,requirements/service.txt); }
+	@touch $@
+
+.venv/.dev: .venv/.created requirements/dev.txt
+	@echo "installing what development needs"
+	@$(call install,requirements/dev.txt)
+	@touch $@ .venv/.service
+
+ifdef UV
+install = $(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $(1) && \
+  $(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+else
+install = $(BIN)/pip --disable-pip-version-check install --quiet --require-hashes -r $(1) && \
+  $(BIN)/pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation -e .
+endif
