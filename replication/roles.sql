@@ -36,7 +36,7 @@ select format('create role %I', name) as create_role
 -- Attributes are set on every run, so that a change made by hand does not last. The limits add up to less than
 -- max_connections: readers can't take the writers' connections, nor anybody the monitor's.
 alter role owner      nologin nosuperuser nocreatedb nocreaterole noreplication nobypassrls;
-alter role migrator   login nosuperuser nocreatedb nocreaterole noreplication nobypassrls connection limit 5;
+alter role migrator   login nosuperuser nocreatedb nocreaterole noreplication nobypassrls connection limit 10;
 alter role writer     login nosuperuser nocreatedb nocreaterole noreplication nobypassrls connection limit 50;
 alter role reader     login nosuperuser nocreatedb nocreaterole noreplication nobypassrls connection limit 110;
 alter role monitor    login nosuperuser nocreatedb nocreaterole noreplication nobypassrls connection limit 20;
@@ -100,6 +100,11 @@ create schema if not exists atelier authorization owner;
 alter schema atelier owner to owner;
 revoke all on schema atelier from public;
 grant usage on schema atelier to writer, reader;
+
+-- Where an import builds a catalogue before it is swapped in; nobody else has business there.
+create schema if not exists atelier_import authorization owner;
+alter schema atelier_import owner to owner;
+revoke all on schema atelier_import from public;
 
 -- What the owner makes later: functions are open to PUBLIC unless this says otherwise; migrations grant by name.
 alter default privileges for role owner revoke execute on functions from public;
