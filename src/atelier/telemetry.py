@@ -1,0 +1,142 @@
+"""What the service tells of itself: the names of its metrics, and how its log looks.
+
+Every label is bounded: route templates, names of nodes, and words from this code; never a path, an id or a key.
+Counting costs well below a microsecond: children of a metric are looked up once and kept.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+REGISTRY = CollectorRegistry(auto_describe=False)
+METRICS_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# From a fifth of a millisecond (a lone read) to the longest deadline.
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class LabelledCounter:
+    """A counter that keeps its children at hand: `RETRIES.count("lost-connection")`."""
+
+    def __init__(self, name: str, about: str, *labels: str) -> None:
+        """Registers the metric."""
+        self._metric = Counter(name, about, labels, registry=REGISTRY)
+        self._children: dict[tuple[str, ...], Callable[[float], None]] = {}
+
+    def count(self, *values: str, by: float = 1) -> None:
+        """Adds to the counter with these label values, in the order of the labels."""
+        add = self._children.get(values)
+        if add is None:
+            add = self._children[values] = self._metric.labels(*values).inc
+        add(by)
+
+
+class LabelledDurations:
+    """A histogram of seconds that keeps its children at hand: `WAITS.observe(0.003, "replica")`."""
+
+    def __init__(self, name: str, about: str, *labels: str) -> None:
+        """Registers the metric."""
+        self._metric = Histogram(name, about, labels, registry=REGISTRY, buckets=_SECONDS)
+        self._children: dict[tuple[str, ...], Callable[[float], None]] = {}
+
+    def observe(self, duration_s: float, *values: str) -> None:
+        """Adds one duration, in seconds, under these label values."""
+        observe = self._children.get(values)
+        if observe is None:
+            observe = self._children[values] = self._metric.labels(*values).observe
+        observe(duration_s)
+
+
+REQUESTS = LabelledCounter("atelier_http_requests", "Requests answered.", "method", "route", "status")
+DURATIONS = LabelledDurations("atelier_http_request_duration_seconds", "From the request to its answer.", "route")
+IN_PROGRESS = Gauge("atelier_http_requests_in_progress", "Requests being answered now.", registry=REGISTRY)
+DECISIONS = LabelledCounter(
+    "atelier_read_decisions", "Reads answered, by node and why it was chosen.", "node", "reason"
+)
+WAITS = LabelledDurations("atelier_read_wait_seconds", "Reads that waited for a replica to replay a token.", "outcome")
+RETRIES = LabelledCounter("atelier_read_retries", "Reads tried again on another node, by the node that failed.", "node")
+EJECTIONS = LabelledCounter("atelier_node_ejections", "Nodes taken out of routing for a while.", "node", "reason")
+MERGED = LabelledCounter("atelier_reads_merged", "Reads that shared a statement with others.", "statement")
+COMMANDS = LabelledCounter("atelier_commands", "Commands decided, by kind and outcome.", "command", "outcome")
+COMMITS = LabelledDurations("atelier_commit_seconds", "COMMIT on the primary.", "outcome")
+
+Sample = tuple[str, dict[str, str], float]
+
+
+class Observed:
+    """Values that are looked at when the metrics are read, not counted: lag, connections, queues."""
+
+    def __init__(self, abouts: dict[str, str], look: Callable[[], Iterable[Sample]]) -> None:
+        """Takes each gauge's name with what it is about, and a function that gives samples of them."""
+        self._abouts = abouts
+        self._look = look
+
+    def collect(self) -> Iterable[Metric]:
+        """What the registry calls."""
+        families: dict[tuple[str, tuple[str, ...]], GaugeMetricFamily] = {}
+        for name, labels, value in self._look():
+            key = (name, tuple(labels))
+            if key not in families:
+                families[key] = GaugeMetricFamily(name, self._abouts[name], labels=tuple(labels))
+            families[key].add_metric(tuple(labels.values()), value)
+        return families.values()
+
+
+def write_metrics(observed: Iterable[Observed]) -> bytes:
+    """All metrics in the text format of Prometheus: the process's counters, then what is looked at now."""
+    looked = CollectorRegistry(auto_describe=False)
+    for one in observed:
+        looked.register(one)
+    return generate_latest(REGISTRY) + generate_latest(looked)
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its answer, as the log line tells it. Handlers reach it as `scope["atelier"]`.
+
+    Attributes:
+        request_id: the client's `X-Request-Id`, or a new one.
+        notes: what the handlers add: node, reason and timings of a read; command and outcome. No secrets, no tokens.
+        policy: the `Content-Security-Policy` of the answer; None for the strict one of documents without a page.
+    """
+
+    request_id: str
+    notes: dict[str, Any] = field(default_factory=dict)
+    policy: bytes | None = None
+
+
+def configure_logging(*, level: str = "info", on_terminal: bool) -> None:
+    """Sets structlog and the standard library's logging up for the process: one line an event, on standard error.
+
+    Args:
+        level: the least important level that is written.
+        on_terminal: write for a person instead of JSON.
+    """
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if on_terminal:
+        shared.append(structlog.dev.ConsoleRenderer())
+        factory: Any = structlog.PrintLoggerFactory(sys.stderr)
+    else:
+        shared += [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(serializer=_encode)]
+        factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
+    structlog.configure(
+        processors=shared,
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=factory,
+        cache_logger_on_first_use=True,
+    )
+
+
+def _encode(event: Any, **_: Any) -> bytes:
+    return msgspec.json.encode(event, enc_hook=repr)
