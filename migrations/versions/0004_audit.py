@@ -33,7 +33,7 @@ create table audit_entry (
 
 create unique index audit_entry_order_idx on audit_entry (xid, entry_id);
 
-comment on column audit_entry.position is 'Where the log stood when the command was decided: its commit lies behind it.';
+comment on column audit_entry.position is 'Where the log stood when it was decided: its commit lies behind it.';
 
 comment on column audit_entry.before is 'JSON of what the command changed, as it was; null when there was nothing.';
 

@@ -9,6 +9,8 @@ import structlog
 from litestar import Litestar, Request, Response
 from litestar.exceptions import HTTPException
 
+from atelier.access.rate import RateLimiter
+from atelier.access.verify import KeyVerifier
 from atelier.errors import AtelierError
 from atelier.operations import build_operations
 from atelier.problems import MEDIA_TYPE, ProblemError, to_problem
@@ -23,6 +25,9 @@ from atelier.settings import Settings
 from atelier.token import TokenKeys
 from atelier.topology.monitor import TopologyMonitor
 from atelier.topology.sources import StaticNodes
+from atelier.writes.policy import WritePolicy
+from atelier.writes.routes import Writes, build_handlers
+from atelier.writes.service import WriteService, utc_now
 
 log = structlog.get_logger(__name__)
 
@@ -38,11 +43,18 @@ def create_app(settings: Settings) -> Litestar:
     routers = [build_operations(monitor, executor, settings, clock=clock)]
     routers.append(build_reads(Reads(Storefront(executor), responder)))
 
+    service = WriteService(monitor, settings, WritePolicy(), clock=clock) if settings.role != "reads" else None
+    if service is not None:
+        verifier = KeyVerifier(service.look_up_key, clock=clock, now=utc_now)
+        routers.extend(build_handlers(Writes(service, verifier, RateLimiter(None, clock=clock), keys)))
+
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(monitor)
             stack.push_async_callback(pools.close)
+            if service is not None:
+                await stack.enter_async_context(service)
             yield
 
     return Litestar(

@@ -1,0 +1,187 @@
+"""Gathers what arrives while others are being carried out, and hands it over in batches. Knows nothing of commands.
+
+A lone item is never delayed: it waits for no company, only for a free lane. Batches form because the lanes are busy.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from atelier.deadline import Clock, Deadline
+from atelier.errors import OutcomeUnknownError, OverloadedError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_SMALLEST_BATCH = 4
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket(Generic[Item, Result]):
+    """One item that waits, and who waits for it."""
+
+    item: Item
+    future: "asyncio.Future[Result]"
+    is_started: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """Bounds of a combiner.
+
+    Attributes:
+        waiting: items in the queue, beyond them `OverloadedError` at once.
+        lanes: batches at the same time.
+        largest_batch: items in one batch.
+        target_s: a batch that took longer makes the next ones smaller, a quick full one larger.
+    """
+
+    waiting: int
+    lanes: int
+    largest_batch: int
+    target_s: float
+
+
+@dataclass(slots=True)
+class _Size:
+    """The present size of a batch, between a few and the largest: halved when slow, grown by a quarter when quick."""
+
+    limits: QueueLimits
+    now: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.now = self.limits.largest_batch
+
+    def learn(self, taken: int, took_s: float) -> None:
+        if took_s > self.limits.target_s:
+            floor = min(_SMALLEST_BATCH, self.limits.largest_batch)
+            self.now = max(floor, min(self.now, taken) // 2)
+        elif taken >= self.now:
+            self.now = min(self.limits.largest_batch, self.now + max(1, self.now // 4))
+
+
+class Combiner(Generic[Item, Result]):
+    """A bounded queue with two priorities, emptied in batches by a few lanes.
+
+    Use it as an async context manager: leaving it finishes what is queued.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
+        limits: QueueLimits,
+        *,
+        clock: Clock,
+    ) -> None:
+        """Takes what carries a batch out.
+
+        Args:
+            run: gives one result, or one exception, per item, in their order.
+            limits: the bounds.
+            clock: monotonic, in seconds.
+        """
+        self._run = run
+        self._limits = limits
+        self._clock = clock
+        self._size = _Size(limits)
+        self._interactive: deque[_Ticket[Item, Result]] = deque()
+        self._bulk: deque[_Ticket[Item, Result]] = deque()
+        self._free: deque[asyncio.Future[None]] = deque()
+        self._lanes: list[asyncio.Task[None]] = []
+        self._is_closing = False
+
+    async def __aenter__(self) -> "Combiner[Item, Result]":
+        """Opens the lanes."""
+        self._lanes = [asyncio.create_task(self._drive(), name="combine") for _ in range(self._limits.lanes)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Takes nothing more, finishes what is queued, closes the lanes."""
+        self._is_closing = True
+        while self._free:
+            self._wake_one()
+        await asyncio.gather(*self._lanes)
+
+    @property
+    def waiting(self) -> int:
+        """How many items wait now."""
+        return len(self._interactive) + len(self._bulk)
+
+    async def submit(self, item: Item, deadline: Deadline, *, is_bulk: bool = False) -> Result:
+        """Queues an item and waits for its result.
+
+        Args:
+            item: what to carry out.
+            deadline: when the answer is due.
+            is_bulk: it waits behind everything that is not.
+
+        Raises:
+            OverloadedError: the queue is full, or the deadline came while the item was still waiting; nothing was done.
+            OutcomeUnknownError: the deadline came while it was being carried out.
+            Exception: what `run` gave for it.
+        """
+        if self._is_closing or self.waiting >= self._limits.waiting:
+            raise OverloadedError
+        ticket: _Ticket[Item, Result] = _Ticket(item, asyncio.get_running_loop().create_future())
+        queue = self._bulk if is_bulk else self._interactive
+        queue.append(ticket)
+        self._wake_one()
+        try:
+            # Shielded: nobody who stops waiting takes the result away from a batch that is under way.
+            async with asyncio.timeout(deadline.remaining_s()):
+                return await asyncio.shield(ticket.future)
+        except TimeoutError as error:
+            raise (OutcomeUnknownError if ticket.is_started else OverloadedError) from error
+        finally:
+            if not ticket.is_started:
+                with contextlib.suppress(ValueError):
+                    queue.remove(ticket)
+
+    def _wake_one(self) -> None:
+        while self._free:
+            lane = self._free.popleft()
+            if not lane.done():
+                lane.set_result(None)
+                return
+
+    async def _drive(self) -> None:
+        """One lane: takes what waits, carries it out, and so on until the combiner is closed."""
+        while True:
+            while not self.waiting:
+                if self._is_closing:
+                    return
+                free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._free.append(free)
+                await free
+            batch = self._take()
+            started_s = self._clock()
+            await self._carry_out(batch)
+            self._size.learn(len(batch), self._clock() - started_s)
+
+    def _take(self) -> list[_Ticket[Item, Result]]:
+        batch: list[_Ticket[Item, Result]] = []
+        for queue in (self._interactive, self._bulk):
+            while queue and len(batch) < self._size.now:
+                ticket = queue.popleft()
+                ticket.is_started = True
+                batch.append(ticket)
+        return batch
+
+    async def _carry_out(self, batch: list[_Ticket[Item, Result]]) -> None:
+        """Settles every ticket, whatever happens: a lane never dies and nobody waits for ever."""
+        try:
+            results = await self._run([ticket.item for ticket in batch])
+        except Exception as error:  # noqa: BLE001  it goes to those who wait
+            results = [error] * len(batch)
+        for ticket, result in zip(batch, results, strict=True):
+            if ticket.future.done():
+                continue
+            if isinstance(result, Exception):
+                ticket.future.set_exception(result)
+                # Its owner may have left already; then nobody is surprised.
+                ticket.future.exception()
+            else:
+                ticket.future.set_result(result)

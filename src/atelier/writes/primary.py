@@ -1,0 +1,184 @@
+"""Connections to the primary, whoever that is now: one engine per generation, found through the topology."""
+
+import asyncio
+from dataclasses import dataclass
+
+import asyncpg
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from atelier.deadline import Deadline
+from atelier.errors import DeadlineExceededError, OverloadedError, PrimaryUnavailableError
+from atelier.settings import NodeAddress, Settings
+from atelier.topology.monitor import TopologyMonitor
+from atelier.topology.state import ClusterSnapshot, NodeState
+from atelier.writes.failures import ConnectionLostError, translate
+
+log = structlog.get_logger(__name__)
+
+# Before a lost primary is asked again: long enough not to hammer it, short against a failover.
+_BACKOFF_S = 0.05
+_GRACE_S = 5.0
+
+# What a connection must prove before it may carry commands. `synchronous_commit = off` would acknowledge commands
+# that a crash takes back.
+_CHECK = """
+select pg_is_in_recovery() as in_recovery, current_setting('synchronous_commit') as durability,
+       current_setting('synchronous_standby_names') as standbys
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    generation: int
+    node: str
+    engine: AsyncEngine
+
+
+class PrimaryGateway:
+    """Owns all writing connections of the process."""
+
+    def __init__(self, monitor: TopologyMonitor, settings: Settings, *, connections: int, quorum: int = 0) -> None:
+        """Takes who knows the primary, the credentials, the bound on connections, and the standbys a commit needs."""
+        self._monitor = monitor
+        self._settings = settings
+        self._connections = connections
+        self.quorum = quorum
+        self._current: _Engine | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+
+    @property
+    def snapshot(self) -> ClusterSnapshot:
+        """The topology as it is known now."""
+        return self._monitor.snapshot
+
+    async def connect(self, deadline: Deadline) -> tuple[AsyncConnection, int]:
+        """Gives a connection to the present primary; whoever takes it closes it.
+
+        Returns:
+            The connection, and the generation that it belongs to.
+
+        Raises:
+            PrimaryUnavailableError: no primary was found, or it could not be reached, before the deadline.
+            OverloadedError: no connection became free.
+        """
+        current = self._engine_of(await self._find_primary(deadline))
+        try:
+            async with asyncio.timeout(deadline.remaining_s()):
+                return await current.engine.connect(), current.generation
+        except TimeoutError as error:
+            raise OverloadedError from error
+        except PrimaryUnavailableError:
+            self.end_generation(current.generation)
+            raise
+        except Exception as error:
+            self.end_generation(current.generation)
+            raise translate(error) or ConnectionLostError() from error
+
+    def end_generation(self, generation: int) -> None:
+        """Drops the connections of a generation: something showed that its primary is not what it was."""
+        current = self._current
+        if current is not None and current.generation == generation:
+            self._current = None
+            self._dispose(current)
+            self._monitor.suspect(current.node)
+
+    async def wait_for_another_try(self, deadline: Deadline) -> None:
+        """Waits a moment, then until a primary is known.
+
+        Raises:
+            PrimaryUnavailableError: the deadline came first.
+        """
+        if deadline.remaining_s() <= _BACKOFF_S:
+            raise PrimaryUnavailableError
+        await asyncio.sleep(_BACKOFF_S)
+        await self._find_primary(deadline)
+
+    async def close(self) -> None:
+        """Closes all connections, also those that still wait for a commit."""
+        if self._current is not None:
+            self._dispose(self._current)
+            self._current = None
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=_GRACE_S)
+        for task in self._ending:
+            task.cancel()
+
+    def keep_until_done(self, task: "asyncio.Task[None]") -> None:
+        """Holds on to a task that outlives its request, such as a commit whose answer has not come."""
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _find_primary(self, deadline: Deadline) -> ClusterSnapshot:
+        try:
+            return await self._monitor.wait_until(lambda snapshot: snapshot.primary is not None, deadline)
+        except DeadlineExceededError as error:
+            raise PrimaryUnavailableError from error
+
+    def _engine_of(self, snapshot: ClusterSnapshot) -> _Engine:
+        primary = snapshot.primary
+        if primary is None:
+            raise PrimaryUnavailableError
+        current = self._current
+        if current is not None and current.generation == snapshot.generation and current.node == primary.name:
+            return current
+        if current is not None:
+            self._dispose(current)
+        self._current = _Engine(snapshot.generation, primary.name, self._make_engine(primary))
+        return self._current
+
+    def _make_engine(self, primary: NodeState) -> AsyncEngine:
+        async def open_connection() -> "asyncpg.Connection[asyncpg.Record]":
+            return await self._open(primary.address)
+
+        return create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=open_connection,
+            pool_size=self._connections,
+            max_overflow=0,
+            pool_timeout=self._settings.timeouts.command_ms / 1000,
+        )
+
+    async def _open(self, address: NodeAddress) -> "asyncpg.Connection[asyncpg.Record]":
+        """Connects and checks.
+
+        No command timeout: the driver would cancel a COMMIT, which under synchronous replication leaves it visible,
+        unreplicated and reported as success. Deadlines are kept by the unit of work.
+        """
+        connection = await asyncpg.connect(
+            host=address.host,
+            port=address.port,
+            user="writer",
+            password=self._settings.writer_password,
+            database=self._settings.database,
+            timeout=self._settings.timeouts.connect_ms / 1000,
+            server_settings={"application_name": "atelier-writes"},
+        )
+        try:
+            self._check(await connection.fetchrow(_CHECK, timeout=self._settings.timeouts.connect_ms / 1000))
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+    def _check(self, row: "asyncpg.Record | None") -> None:
+        if row is None or row["in_recovery"]:
+            raise ConnectionLostError("the node that was the primary is a standby now")
+        if row["durability"] == "off":
+            raise PrimaryUnavailableError("the primary acknowledges commits that a crash would lose")
+        if self.quorum and not row["standbys"]:
+            raise PrimaryUnavailableError("the primary is not set up to wait for its standbys")
+
+    def _dispose(self, current: _Engine) -> None:
+        """Closes an engine's idle connections in the background; those in use close when they are given back."""
+        log.info("write_generation_ended", node=current.node, generation=current.generation)
+        self.keep_until_done(asyncio.create_task(_dispose_quietly(current.engine)))
+
+
+async def _dispose_quietly(engine: AsyncEngine) -> None:
+    """A connection that cannot be closed is as good as closed."""
+    try:
+        async with asyncio.timeout(_GRACE_S):
+            await engine.dispose()
+    except Exception as error:  # noqa: BLE001
+        log.debug("dispose_failed", error=type(error).__name__)

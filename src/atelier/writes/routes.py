@@ -1,0 +1,129 @@
+"""The writing side over HTTP: bytes to command, receipt to answer. No session, no SQL.
+
+Bodies and headers are read by hand (see `atelier.writes.decode`); the framework only finds the route.
+"""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from litestar import HttpMethod, Request, Response, route
+from litestar.handlers import HTTPRouteHandler
+
+from atelier.access.rate import RateLimiter
+from atelier.access.verify import Actor, KeyVerifier, require
+from atelier.http import SET_TOKEN_COOKIE, TOKEN_HEADER
+from atelier.problems import MEDIA_TYPE, ProblemError
+from atelier.token import TokenKeys
+from atelier.writes.decode import (
+    LARGEST_BODY_BYTES,
+    check_key,
+    check_media_type,
+    decode_body,
+    fingerprint,
+    parse_if_match,
+)
+from atelier.writes.endpoints import ENDPOINTS, Endpoint, Parts
+from atelier.writes.envelope import Envelope, Receipt
+from atelier.writes.idempotency import OWN_PREFIX
+from atelier.writes.service import WriteService
+
+
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """What the routes work with."""
+
+    service: WriteService
+    verifier: KeyVerifier
+    limiter: RateLimiter
+    keys: TokenKeys
+    new_key: Callable[[], str] = lambda: f"{OWN_PREFIX}{uuid.uuid4()}"
+
+
+def build_handlers(writes: Writes) -> list[HTTPRouteHandler]:
+    """The routes of the writing side.
+
+    A list, not a router: the reading side has some of the same addresses, and the framework merges only single
+    handlers into an address that has an OPTIONS handler already.
+    """
+    return [*(_make_handler(writes, endpoint) for endpoint in ENDPOINTS), _make_resolver(writes)]
+
+
+def _make_handler(writes: Writes, endpoint: Endpoint) -> HTTPRouteHandler:
+    path = endpoint.path.replace("}", ":str}")
+
+    @route(
+        path,
+        http_method=HttpMethod(endpoint.method),
+        status_code=endpoint.success,
+        summary=endpoint.summary,
+        request_max_body_size=LARGEST_BODY_BYTES,
+    )
+    async def command(request: Request[Any, Any, Any]) -> Response[bytes]:
+        actor, headers = await _admit(writes, request)
+        require(actor, endpoint.scope)
+        order = await _read_order(writes, endpoint, request, actor)
+        return _answer(writes.keys, await writes.service.submit(order), headers)
+
+    return command
+
+
+def _make_resolver(writes: Writes) -> HTTPRouteHandler:
+    @route("/commands/{key:str}", http_method=[HttpMethod.GET, HttpMethod.HEAD], summary="What became of a command")
+    async def resolve(request: Request[Any, Any, Any]) -> Response[bytes]:
+        actor, headers = await _admit(writes, request)
+        key = check_key(request.path_params["key"], required=True)
+        receipt = await writes.service.resolve(actor.name, key or "")
+        body = msgspec.json.encode({
+            "status": receipt.outcome.status,
+            "body": msgspec.Raw(receipt.outcome.body) if receipt.outcome.body else None,
+        })  # fmt: skip
+        headers |= _token_headers(writes.keys, receipt)
+        return Response(body, headers=headers, media_type="application/json")
+
+    return resolve
+
+
+async def _admit(writes: Writes, request: Request[Any, Any, Any]) -> tuple[Actor, dict[str, str]]:
+    """Who asks, and the headers that tell what is left of the key's rate."""
+    actor = await writes.verifier.verify(request.headers.get("authorization"))
+    return actor, writes.limiter.take(actor.key_id)
+
+
+async def _read_order(writes: Writes, endpoint: Endpoint, request: Request[Any, Any, Any], actor: Actor) -> Envelope:
+    """Reads a request whole; whatever is wrong with it is found before anything is touched."""
+    headers = request.headers
+    ids = endpoint.read_ids(request.path_params)
+    if endpoint.shape is not None:
+        check_media_type(headers.get("content-type"), endpoint.media_types)
+    key = check_key(headers.get("idempotency-key"), required=endpoint.needs_key)
+    if_match = headers.get("if-match")
+    if endpoint.needs_if_match and if_match is None:
+        raise ProblemError("precondition-required", "Send the version that you saw in If-Match.")
+    raw = await request.body()
+    body = None if endpoint.shape is None else decode_body(raw, endpoint.shape)
+    path, query = request.url.path, request.scope["query_string"].decode("latin-1")
+    return Envelope(
+        command=endpoint.make(Parts(ids, body, parse_if_match(if_match))),
+        actor=actor,
+        key=key or writes.new_key(),
+        fingerprint=fingerprint(endpoint.method, path, query, if_match=if_match, body=body),
+        path=path,
+        deadline=writes.service.deadline(),
+    )
+
+
+def _answer(keys: TokenKeys, receipt: Receipt, headers: dict[str, str]) -> Response[bytes]:
+    outcome = receipt.outcome
+    headers = {**outcome.headers, **headers, **_token_headers(keys, receipt)}
+    if receipt.is_replay:
+        headers["Idempotency-Replayed"] = "true"
+    media_type = MEDIA_TYPE if outcome.status >= 400 else "application/json"
+    return Response(outcome.body, status_code=outcome.status, headers=headers, media_type=media_type)
+
+
+def _token_headers(keys: TokenKeys, receipt: Receipt) -> dict[str, str]:
+    token = keys.seal(receipt.token)
+    return {TOKEN_HEADER: token, "Set-Cookie": SET_TOKEN_COOKIE.format(token), "Cache-Control": "no-store"}
