@@ -88,6 +88,8 @@ alter role monitor  set search_path = pg_catalog;
 -- PUBLIC gets nothing, neither here nor by way of the databases that every cluster has.
 revoke all on database atelier, postgres, template1 from public;
 grant connect on database atelier to migrator, writer, reader, monitor;
+-- An import builds the new catalogue in a schema of its own before it is swapped in.
+grant create on database atelier to owner;
 -- An import builds its tables in a schema of its own and swaps them in.
 grant create on database atelier to owner;
 
@@ -100,11 +102,6 @@ create schema if not exists atelier authorization owner;
 alter schema atelier owner to owner;
 revoke all on schema atelier from public;
 grant usage on schema atelier to writer, reader;
-
--- Where an import builds a catalogue before it is swapped in; nobody else has business there.
-create schema if not exists atelier_import authorization owner;
-alter schema atelier_import owner to owner;
-revoke all on schema atelier_import from public;
 
 -- What the owner makes later: functions are open to PUBLIC unless this says otherwise; migrations grant by name.
 alter default privileges for role owner revoke execute on functions from public;

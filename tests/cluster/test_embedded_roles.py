@@ -145,7 +145,7 @@ async def test_public_has_no_rights_on_anything_of_ours(cluster: EmbeddedCluster
              where grantee = 0 and datallowconn
             union all
             select 'schema', nspname from pg_namespace, aclexplode(coalesce(nspacl, acldefault('n', nspowner)))
-             where grantee = 0 and nspname in ('public', 'atelier', 'atelier_import', 'atelier_monitor')
+             where grantee = 0 and nspname in ('public', 'atelier', 'atelier_monitor')
             union all
             select 'relation', relname from pg_class, aclexplode(relacl)
              where grantee = 0 and relnamespace::regnamespace::text like 'atelier%'

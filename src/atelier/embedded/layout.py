@@ -2,7 +2,7 @@
 
 ```
 .atelier/             0700, or 0711 when the servers run as another user
-├── lock              held by the command that is working on the cluster
+├── lock              held by the command that is working on the cluster; up.lock by an `up` that is starting
 ├── cluster.json      the nodes, their ports, who is the primary
 ├── secrets.json      passwords and the token key
 ├── api-key           the demo key
@@ -24,7 +24,7 @@ from typing import Any
 from atelier.embedded.errors import DataFolderError
 
 _OURS = frozenset(
-    {"lock", "cluster.json", "secrets.json", "api-key", "service.json", "service.log", "service.log.1", "nodes"}
+    {"lock", "up.lock", "cluster.json", "secrets.json", "api-key", "service.json", "service.log", "service.log.1", "nodes"}
 )
 _FORMAT = 1
 _PASSWORDS = ("superuser", "replicator", "reader", "writer", "monitor", "migrator")
@@ -66,6 +66,7 @@ class DataFolder:
         """Takes the folder; it need not exist."""
         self.path = path.absolute()
         self.lock = self.path / "lock"
+        self.up_lock = self.path / "up.lock"
         self.api_key = self.path / "api-key"
         self.service = self.path / "service.json"
         self.service_log = self.path / "service.log"

@@ -1,0 +1,1 @@
+"""The `atelier` command. Each module registers its commands on the group that `main` makes."""

@@ -1,0 +1,99 @@
+"""`atelier serve`: the HTTP service in this process and its workers."""
+
+import os
+import socket
+from pathlib import Path
+
+import click
+from granian.constants import HTTPModes, Interfaces, Loops
+from granian.http import HTTP1Settings
+from granian.server.mp import MPServer
+
+from atelier.cli.options import data_dir_option, find_environment
+from atelier.errors import AtelierError
+from atelier.settings import Settings
+
+# Of connections, per worker: requests beyond what the pools can serve are refused by the service itself.
+_MOST_CONNECTIONS = 1024
+_WAITING_CONNECTIONS = 2048
+_HEADER_READ_MS = 10_000
+_HEADER_BYTES = 64 * 1024
+# Beyond the drain time of the settings, for closing what the drain has left.
+_KILL_MARGIN_S = 5
+
+
+class PortInUseError(AtelierError):
+    """Somebody else listens on the port."""
+
+
+@click.command()
+@click.option("--role", type=click.Choice(["all", "reads", "writes"]), help="Which sides to serve.  [default: all]")
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: 8000]")
+@click.option("--workers", type=click.IntRange(1, 64), help="Worker processes.  [default: 1]")
+@data_dir_option
+def serve(role: str | None, host: str | None, port: int | None, workers: int | None, data_dir: Path) -> None:
+    """Serve HTTP, over the nodes that ATELIER_NODES names or those of an embedded cluster.
+
+    Options win over ATELIER_ROLE, ATELIER_HOST, ATELIER_PORT and ATELIER_WORKERS.
+    """
+    options = {"ROLE": role, "HOST": host, "PORT": port, "WORKERS": workers}
+    chosen = {f"ATELIER_{name}": str(value) for name, value in options.items() if value is not None}
+    environ = {**find_environment(data_dir), **chosen}
+    settings = Settings.from_environment(environ)
+    ensure_port_free(settings.host, settings.port)
+    _hand_over(environ, settings)
+    make_server(settings).serve()
+
+
+def ensure_port_free(host: str, port: int) -> None:
+    """Finds out before anything is started whether the port can be had.
+
+    The server shares its port among its workers, and would share it with a stranger's workers, too.
+
+    Raises:
+        PortInUseError: it cannot.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise PortInUseError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+
+
+def make_server(settings: Settings) -> MPServer:
+    """The HTTP server: its bounds on connections, headers and on how long an end may take."""
+    return MPServer(
+        "atelier.app:create_app_from_environment",
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.ASGI,
+        factory=True,
+        workers=settings.workers,
+        loop=Loops.uvloop,
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=_WAITING_CONNECTIONS,
+        backpressure=_MOST_CONNECTIONS,
+        http1_settings=HTTP1Settings(header_read_timeout=_HEADER_READ_MS, max_buffer_size=_HEADER_BYTES),
+        respawn_failed_workers=True,
+        workers_kill_timeout=settings.timeouts.drain_ms // 1000 + _KILL_MARGIN_S,
+        process_name=None,
+    )
+
+
+def _hand_over(environ: dict[str, str], settings: Settings) -> None:
+    """Puts the settings where the workers find them, and nothing that they have no use for."""
+    unneeded = {"ATELIER_MIGRATOR_PASSWORD"} | ({"ATELIER_WRITER_PASSWORD"} if settings.role == "reads" else set())
+    for name in unneeded:
+        for key in (name, f"{name}_FILE"):
+            environ.pop(key, None)
+            os.environ.pop(key, None)
+    os.environ.update({key: value for key, value in environ.items() if key.startswith("ATELIER_")})
+
+
+def register(group: click.Group) -> None:
+    """Adds the command."""
+    group.add_command(serve)
