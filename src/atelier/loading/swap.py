@@ -1,0 +1,207 @@
+"""The swap: one short transaction that puts the side tables in the place of the live ones, on every node at once.
+
+Running commands are waited for, with a bound: the transaction first takes all its locks in one statement that gives
+up before PostgreSQL looks for deadlocks, so that it is always the import that yields and never a command. Then:
+old tables out, new ones in, the ledger's partition attached, the catalogue noted, pending reservations released,
+sequences moved on, the change announced last, because that takes the order lock.
+
+Nothing is dropped here: a commit that drops files becomes visible on a replica before its replay position says so.
+A command must read `current_catalogue` only once it holds a lock on a swapped table, else it might write movements of
+the old catalogue against stock of the new one.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+import asyncpg
+
+from atelier.deadline import Deadline
+from atelier.loading.progress import Watcher
+from atelier.loading.session import LIVE, RETIRED, SIDE, Connection, LoadingError, told
+from atelier.loading.side import LEDGER, TABLES, drop_leftovers
+
+# Below deadlock_timeout (1 s): see above.
+_LOCK_MS = 800
+_PAUSE_S = 0.2
+_SWAP_MS = 15_000
+
+# Reservations before stock, as commands take them.
+_LOCK = (
+    f"lock table {LIVE}.reservation in share row exclusive mode;"
+    f" lock table {', '.join(f'{LIVE}.{table}' for table in reversed(TABLES))} in access exclusive mode"
+)
+_SEQUENCES = ("product", "feature", "style", "photo", "sku")
+_REVISION = "select string_agg(version_num, ',' order by version_num) from alembic_version"
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What the import found when it began.
+
+    Attributes:
+        revision: of the schema.
+        version_floor: above every version that was in use, with room for those that came since; 0 when there was
+            nothing at all.
+        empty: the catalogue had no products.
+    """
+
+    revision: str
+    version_floor: int
+    empty: bool
+
+
+# So many changes of one row between an import's beginning and its swap are not possible: at 10,000 a second they
+# would take eleven days.
+_VERSION_ROOM = 10_000_000_000
+_VERSIONS = f"""
+select version_floor, exists (select from {LIVE}.product) or exists (select from {LIVE}.stock) as filled,
+       greatest(version_floor, (select max(version) from {LIVE}.product), (select max(version) from {LIVE}.stock))
+           as highest
+  from {LIVE}.current_catalogue
+"""
+
+
+async def look(connection: Connection) -> Before:
+    """Notes what is there before the import."""
+    row = await connection.fetchrow(_VERSIONS)
+    if row is None:
+        raise LoadingError("this database has no catalogue; run the migrations first")
+    untouched = not row["filled"] and row["version_floor"] == 0
+    floor = 0 if untouched else row["highest"] + _VERSION_ROOM
+    return Before(await connection.fetchval(_REVISION), floor, not row["filled"])
+
+
+async def swap(
+    connection: Connection, *, before: Before, catalogue_id: int, origin: str, deadline: Deadline, watcher: Watcher
+) -> None:
+    """Makes the side tables the live ones.
+
+    Raises:
+        LoadingError: other transactions kept the tables busy until the deadline, or the database was migrated or
+            filled since the import began. The old catalogue is untouched.
+        PrimaryUnavailableError: the primary went away before the commit was sent.
+    """
+    await connection.execute(f"create schema if not exists {RETIRED}")
+    waited = False
+    while not await _try_swap(connection, before=before, catalogue_id=catalogue_id, origin=origin):
+        if not deadline.remaining_s():
+            raise LoadingError(f"the tables were busy for too long; {await _who_blocks(connection)}")
+        if not waited:
+            watcher.say("waiting for running transactions to end")
+            waited = True
+        await asyncio.sleep(_PAUSE_S)
+
+
+async def drop_old(connection: Connection) -> None:
+    """Drops the old tables, in a transaction of its own."""
+    await drop_leftovers(connection)
+
+
+async def _try_swap(connection: Connection, *, before: Before, catalogue_id: int, origin: str) -> bool:
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await _take_locks(connection)
+        await _refuse_changes(connection, before)
+        await _exchange(connection, catalogue_id)
+        await _enter(connection, before, catalogue_id, origin)
+    except (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError, asyncpg.DeadlockDetectedError):
+        await transaction.rollback()
+        return False
+    except BaseException:
+        await _roll_back(connection, transaction)
+        raise
+    await _commit(transaction)
+    return True
+
+
+async def _take_locks(connection: Connection) -> None:
+    await connection.execute(f"set local lock_timeout = {_LOCK_MS}; set local statement_timeout = {_LOCK_MS}")
+    await connection.execute(_LOCK)
+    await connection.execute(f"set local statement_timeout = {_SWAP_MS}")
+
+
+async def _refuse_changes(connection: Connection, before: Before) -> None:
+    if await connection.fetchval(_REVISION) != before.revision:
+        raise LoadingError("the database was migrated while the import ran; run it again")
+    row = await connection.fetchrow(
+        f"select version_floor, exists (select from {LIVE}.product) as filled from {LIVE}.current_catalogue"
+    )
+    if row is None or row["version_floor"] > before.version_floor or (not before.version_floor and row["filled"]):
+        raise LoadingError("the catalogue was empty when the import began and is not any more; run it again")
+
+
+async def _exchange(connection: Connection, catalogue_id: int) -> None:
+    ledger = f"{LEDGER}_{int(catalogue_id)}"
+    for table in TABLES:
+        await connection.execute(f"alter table {LIVE}.{table} set schema {RETIRED}")
+        await connection.execute(f"alter table {SIDE}.{table} set schema {LIVE}")
+    await connection.execute(f"alter table {SIDE}.{ledger} set schema {LIVE}")
+    await connection.execute(
+        f"alter table {LIVE}.{LEDGER} attach partition {LIVE}.{ledger} for values in ({int(catalogue_id)})"
+    )
+    await connection.execute(f"alter table {LIVE}.{ledger} drop constraint bound")
+
+
+async def _enter(connection: Connection, before: Before, catalogue_id: int, origin: str) -> None:
+    """Makes the new catalogue the present one; the announcement comes last."""
+    await connection.execute(
+        f"insert into {LIVE}.catalogue (catalogue_id, origin) values ($1, $2)", catalogue_id, origin
+    )
+    await connection.execute(
+        f"update {LIVE}.current_catalogue set catalogue_id = $1, version_floor = $2", catalogue_id, before.version_floor
+    )
+    await connection.execute(f"select {LIVE}.release_replaced_reservations()")
+    await connection.execute(f"select {LIVE}.rebuild_page_counts()")
+    for table in _SEQUENCES:
+        await _move_sequence(connection, table)
+    await connection.execute(f"select {LIVE}.announce_catalogue()")
+
+
+async def _move_sequence(connection: Connection, table: str) -> None:
+    """Moves the sequence of a table's ids beyond the imported ones; never back."""
+    sequence = f"{LIVE}.{table}_id_seq"
+    # Changes nothing, but keeps others from drawing between the look and the move.
+    await connection.execute(f"alter sequence {sequence} owned by none")
+    await connection.execute(
+        f"select setval('{sequence}', highest) from (select max(id) as highest from {LIVE}.{table}) as imported"
+        f" where highest > (select last_value from {sequence})"
+    )
+
+
+async def _commit(transaction: asyncpg.transaction.Transaction) -> None:
+    """Commits. A cancellation comes too late then, and is forgotten: the import is done.
+
+    Raises:
+        LoadingError: the connection broke, and whether the commit arrived is not known.
+    """
+    task = asyncio.ensure_future(transaction.commit())
+    try:
+        while not task.done():
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError:
+                if (current := asyncio.current_task()) is not None:
+                    current.uncancel()
+        task.result()
+    except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
+        raise LoadingError(
+            "the primary went away during the commit: the new catalogue is in place as a whole, or not at all"
+        ) from error
+
+
+async def _roll_back(connection: Connection, transaction: asyncpg.transaction.Transaction) -> None:
+    if not connection.is_closed():
+        with told("rolling back"):
+            await transaction.rollback()
+
+
+async def _who_blocks(connection: Connection) -> str:
+    row = await connection.fetchrow(
+        "select pid, usename, extract(epoch from clock_timestamp() - xact_start)::bigint as age_s"
+        " from pg_stat_activity where xact_start is not null and pid <> pg_backend_pid()"
+        " and backend_type = 'client backend' and datname = current_database() order by xact_start limit 1"
+    )
+    if row is None:
+        return "try again"
+    return f"the oldest transaction is {row['age_s']} s old: {row['usename']}, process {row['pid']}"
