@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -18,11 +19,12 @@ from atelier.errors import AtelierError, PrimaryUnavailableError
 from atelier.resources import resource_dir
 
 # Any number that no other advisory lock of this database uses in its two-integer form.
-_MIGRATION_LOCK = (0x61746C, 1)
+MIGRATION_LOCK = (0x61746C, 1)
 # DDL queues behind running statements and everything else queues behind it: better to give way and come back.
 _LOCK_TIMEOUT_MS = 2_000
 _RETRY_INTERVAL_S = 0.5
 _LOCK_NOT_AVAILABLE = "55P03"
+_REFUSALS = (DBAPIError, asyncpg.PostgresError)
 
 
 class MigrationError(AtelierError):
@@ -53,6 +55,8 @@ async def migrate(url: URL, *, clock: Clock, within_s: float, say: Callable[[str
             return await _apply(connection, deadline, say)
     except (OSError, TimeoutError) as error:
         raise PrimaryUnavailableError(f"the primary does not answer: {error}") from error
+    except _REFUSALS as error:
+        raise MigrationError(f"the primary refuses: {_driver_error(error)}") from error
     finally:
         await engine.dispose()
 
@@ -70,7 +74,7 @@ def run_script(connection: Connection, script: str) -> None:
 
 async def _take_lock(connection: AsyncConnection, deadline: Deadline) -> None:
     statement = text("select pg_try_advisory_lock(:space, :number)")
-    parameters = dict(zip(("space", "number"), _MIGRATION_LOCK, strict=True))
+    parameters = dict(zip(("space", "number"), MIGRATION_LOCK, strict=True))
     while not (await connection.execute(statement, parameters)).scalar_one():
         if not deadline.remaining_s():
             raise MigrationError("another process is migrating this database")
@@ -86,10 +90,11 @@ async def _apply(connection: AsyncConnection, deadline: Deadline, say: Callable[
             await connection.run_sync(_upgrade, say)
             await connection.commit()
             return await connection.run_sync(_revision)
-        except DBAPIError as error:
+        except _REFUSALS as error:
             await connection.rollback()
-            if _sqlstate(error) != _LOCK_NOT_AVAILABLE or not deadline.remaining_s():
-                raise MigrationError(f"a migration failed: {error.orig}") from error
+            refusal = _driver_error(error)
+            if getattr(refusal, "sqlstate", None) != _LOCK_NOT_AVAILABLE or not deadline.remaining_s():
+                raise MigrationError(f"a migration failed: {refusal}") from error
             await asyncio.sleep(_RETRY_INTERVAL_S)
 
 
@@ -109,5 +114,6 @@ def _revision(connection: Connection) -> str:
     return MigrationContext.configure(connection).get_current_revision() or ""
 
 
-def _sqlstate(error: DBAPIError) -> str | None:
-    return getattr(error.orig, "sqlstate", None)
+def _driver_error(error: Exception) -> BaseException:
+    """The driver's own error, which carries the SQLSTATE: SQLAlchemy wraps it, a script does not."""
+    return error.orig or error if isinstance(error, DBAPIError) else error
