@@ -126,8 +126,10 @@ class Dispatcher:
         return list(zip(outcomes, kept, strict=True))
 
     async def _stand_by(self, uow: UnitOfWork) -> CausalToken:
-        """A token for an outcome that was found. With a quorum that row may be a local commit only, so something
-        small is committed first, which waits for the standbys.
+        """A token for an outcome that was found.
+
+        With a quorum that row may be a local commit only, so something small is committed first, which waits for the
+        standbys.
         """
         if not self._gateway.quorum:
             return await uow.position()

@@ -104,4 +104,45 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "POST", "/reservations/{reservation_id}/release", INVENTORY, 200,
         lambda parts: c.ReleaseReservation(parts.ids["reservation_id"]), "Give back what is reserved",
     ),
+    Endpoint(
+        "POST", "/products", CATALOGUE, 201, lambda parts: c.CreateProduct(parts.body), "Make a whole product",
+        c.NewProduct,
+    ),
+    Endpoint(
+        "PUT", "/products/{product_id}", CATALOGUE, 200, _guarded(c.ReplaceProduct, "product_id"),
+        "Set all five fields of a product", c.ProductFields,
+    ),
+    Endpoint(
+        "PATCH", "/products/{product_id}", CATALOGUE, 200, _guarded(c.PatchProduct, "product_id"),
+        "Set some of the five fields of a product", c.ProductPatch, MERGE_PATCH,
+    ),
+    Endpoint(
+        "DELETE", "/products/{product_id}", CATALOGUE, 204, _guarded(c.DeleteProduct, "product_id"), "Delete a product"
+    ),
+    Endpoint(
+        "PUT", "/products/{product_id}/features", CATALOGUE, 200, _guarded(c.ReplaceFeatures, "product_id"),
+        "Set the features of a product", c.Features,
+    ),
+    Endpoint(
+        "PUT", "/products/{product_id}/related", CATALOGUE, 200, _guarded(c.ReplaceRelated, "product_id"),
+        "Set the related products of a product", c.Related,
+    ),
+    Endpoint(
+        "POST", "/products/{product_id}/styles", CATALOGUE, 201, _guarded(c.CreateStyle, "product_id"),
+        "Add a style to a product", c.Style,
+    ),
+    Endpoint(
+        "PATCH", "/styles/{style_id}", CATALOGUE, 200, _guarded(c.PatchStyle, "style_id"), "Set some fields of a style",
+        c.StylePatch, MERGE_PATCH,
+    ),
+    Endpoint("DELETE", "/styles/{style_id}", CATALOGUE, 204, _guarded(c.DeleteStyle, "style_id"), "Delete a style"),
+    Endpoint(
+        "PUT", "/styles/{style_id}/photos", CATALOGUE, 200, _guarded(c.ReplacePhotos, "style_id"),
+        "Set the photos of a style", c.Photos,
+    ),
+    Endpoint(
+        "POST", "/styles/{style_id}/skus", CATALOGUE, 201, _guarded(c.CreateSku, "style_id"), "Add a size to a style",
+        c.Sku,
+    ),
+    Endpoint("DELETE", "/skus/{sku_id}", CATALOGUE, 204, _guarded(c.DeleteSku, "sku_id"), "Delete a size"),
 )  # fmt: skip

@@ -27,6 +27,8 @@ class WritePolicy:
     """How far back the change feed reaches."""
     sweep_interval_s: float = 0.25
     """How often a writer looks for expired reservations; they are due within one second."""
+    note_use_interval_s: float = 5.0
+    """How often it is noted which API keys were used; the note itself has minutes."""
     seal_interval_s: float = 1.0
     """How often the audit is sealed."""
     prune_interval_s: float = 60.0

@@ -12,16 +12,18 @@ from atelier.access.verify import LOOKUP_SQL, KeyRecord
 from atelier.deadline import Clock, Deadline
 from atelier.settings import Settings
 from atelier.topology.monitor import TopologyMonitor
+from atelier.writes.background import Background, Chore
 from atelier.writes.combine import Combiner, QueueLimits
-from atelier.writes.commands import AdjustStock, Command, ReserveStock
-from atelier.writes.dispatch import Dispatcher, Handler
+from atelier.writes.commands import AdjustStock, Command, CreateProduct, ReserveStock
+from atelier.writes.dispatch import Dispatcher
 from atelier.writes.envelope import Envelope, Receipt
-from atelier.writes.inventory import INVENTORY_COMMANDS, change_stock
+from atelier.writes.handlers import HANDLERS
+from atelier.writes.housekeeping import prune_changes, prune_keys, touch_keys
+from atelier.writes.inventory import INVENTORY_COMMANDS
 from atelier.writes.policy import WritePolicy
 from atelier.writes.primary import PrimaryGateway
+from atelier.writes.sweeper import sweep
 from atelier.writes.unit_of_work import UnitOfWork
-
-HANDLERS: dict[type[Command], Handler] = dict.fromkeys(INVENTORY_COMMANDS, change_stock)
 
 # Beside the lanes: the resolver, key look-ups, the sweeper and the housekeeping.
 _OTHER_CONNECTIONS = 4
@@ -58,6 +60,8 @@ class WriteService:
             QueueLimits(policy.catalogue_queue_limit, policy.catalogue_lanes, 1, policy.batch_target_s),
             clock=clock,
         )
+        self._background = Background(self._chores())
+        self._used_keys: set[int] = set()
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -66,6 +70,7 @@ class WriteService:
             stack.push_async_callback(self.gateway.close)
             await stack.enter_async_context(self._stock)
             await stack.enter_async_context(self._catalogue)
+            await stack.enter_async_context(self._background)
             self._stack = stack.pop_all()
         return self
 
@@ -83,7 +88,8 @@ class WriteService:
         Raises:
             AtelierError: it was refused without a verdict: overloaded, no primary, outcome unknown, key in use.
         """
-        is_bulk = self.weigh(order.command) >= self.policy.bulk_weight
+        self._used_keys.add(order.actor.key_id)
+        is_bulk = weigh(order.command) >= self.policy.bulk_weight
         queue = self._stock if type(order.command) in INVENTORY_COMMANDS else self._catalogue
         return await queue.submit(order, order.deadline, is_bulk=is_bulk)
 
@@ -97,10 +103,33 @@ class WriteService:
             rows = await uow.execute(_LOOKUP, {"prefix": prefix})
         return KeyRecord(**{**rows[0]._asdict(), "scopes": frozenset(rows[0].scopes)}) if rows else None
 
-    @staticmethod
-    def weigh(command: Command) -> int:
-        """How much work a command is, in lines."""
-        return len(command.body.lines) if isinstance(command, AdjustStock | ReserveStock) else 1
+    def _chores(self) -> list[Chore]:
+        policy = self.policy
+        return [
+            Chore("sweep", policy.sweep_interval_s, lambda: sweep(self.gateway, self.deadline())),
+            Chore("note-key-use", policy.note_use_interval_s, self._note_key_use),
+            Chore(
+                "prune-keys",
+                policy.prune_interval_s,
+                lambda: prune_keys(self.gateway, self.deadline(), kept_s=policy.keys_kept_s),
+            ),
+            Chore(
+                "prune-changes",
+                policy.prune_interval_s,
+                lambda: prune_changes(self.gateway, self.deadline(), kept_s=policy.changes_kept_s),
+            ),
+        ]
+
+    async def _note_key_use(self) -> None:
+        used, self._used_keys = self._used_keys, set()
+        await touch_keys(self.gateway, self.deadline(), key_ids=used)
+
+
+def weigh(command: Command) -> int:
+    """How much work a command is, in lines."""
+    if isinstance(command, AdjustStock | ReserveStock):
+        return len(command.body.lines)
+    return 1 + len(command.body.styles) if isinstance(command, CreateProduct) else 1
 
 
 def utc_now() -> datetime:
