@@ -37,6 +37,10 @@ class LoadingError(AtelierError):
     """The import or export could not be done."""
 
 
+class ReplayConflictError(LoadingError):
+    """A replica cancelled the statement, because it had to replay changes to what was being read."""
+
+
 @asynccontextmanager
 async def connect(dsn: str, settings: Mapping[str, str] | None = None) -> AsyncIterator[Connection]:
     """Opens a connection with bounds on everything, and closes it.
@@ -81,6 +85,7 @@ def told(doing: str) -> Iterator[None]:
 
     Raises:
         PrimaryUnavailableError: the server went away.
+        ReplayConflictError: the server is a replica and had to go on replaying.
         LoadingError: the server refused.
     """
     try:
@@ -95,6 +100,8 @@ def told(doing: str) -> Iterator[None]:
         asyncpg.OperatorInterventionError,
     ) as error:
         raise PrimaryUnavailableError(f"{doing}: the database server went away ({_first_line(error)})") from error
+    except asyncpg.SerializationError as error:
+        raise ReplayConflictError from error
     except asyncpg.PostgresError as error:
         raise LoadingError(f"{doing}: {_first_line(error)}") from error
 
