@@ -1,38 +1,44 @@
 """The composition root: makes everything, in order, and closes it in the opposite order. Imports both sides."""
 
 import os
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import cast
 
-import structlog
-from litestar import Litestar, Request, Response
-from litestar.exceptions import HTTPException
+from litestar import Litestar
+from litestar.types import ControllerRouterHandler
 
 from atelier.access.rate import RateLimiter
 from atelier.access.verify import KeyVerifier
-from atelier.errors import AtelierError
+from atelier.documentation.openapi import operations_of, write_document
+from atelier.documentation.routes import build_documentation
 from atelier.operations import build_operations
-from atelier.problems import MEDIA_TYPE, ProblemError, to_problem
 from atelier.reads.asking import Asker
 from atelier.reads.executor import ReadExecutor
 from atelier.reads.pools import ReadPools
 from atelier.reads.responding import Responder
 from atelier.reads.routes import Reads
-from atelier.reads.routes import build_router as build_reads
+from atelier.reads.routes import build_handlers as build_reads
 from atelier.reads.storefront import Storefront
 from atelier.settings import Settings
-from atelier.token import TokenKeys
+from atelier.telemetry import configure_logging
+from atelier.token import CausalToken, TokenKeys
 from atelier.topology.monitor import TopologyMonitor
 from atelier.topology.sources import StaticNodes
+from atelier.topology.state import ClusterSnapshot
+from atelier.web.cors import Cors, Origins
+from atelier.web.edge import App, Edge
+from atelier.web.metrics import build_metrics, observe_nodes
+from atelier.web.paths import Surface
+from atelier.web.refusals import Refusals
 from atelier.writes.policy import WritePolicy
 from atelier.writes.routes import Writes, build_handlers
 from atelier.writes.service import WriteService, utc_now
 
-log = structlog.get_logger(__name__)
 
-
-def create_app(settings: Settings) -> Litestar:
+def create_app(settings: Settings) -> Edge:
     """Makes the application of one process, for the role that the settings name. Does no I/O before its lifespan."""
     clock = time.monotonic
     keys = TokenKeys(settings.token_keys)
@@ -40,8 +46,13 @@ def create_app(settings: Settings) -> Litestar:
     pools = ReadPools(settings)
     executor = ReadExecutor(monitor, pools, clock=clock)
     responder = Responder(settings, keys, Asker(settings, keys, clock=clock))
-    routers = [build_operations(monitor, executor, settings, clock=clock)]
-    routers.append(build_reads(Reads(Storefront(executor), responder)))
+    routers: list[ControllerRouterHandler] = [
+        build_operations(monitor, executor, settings, clock=clock),
+        build_metrics([observe_nodes(lambda: monitor.snapshot, executor.in_flight, clock=clock)]),
+        *build_documentation(write_document()),
+    ]
+    if settings.role != "writes":
+        routers.extend(build_reads(Reads(Storefront(executor), responder)))
 
     service = WriteService(monitor, settings, WritePolicy(), clock=clock) if settings.role != "reads" else None
     if service is not None:
@@ -57,45 +68,30 @@ def create_app(settings: Settings) -> Litestar:
                 await stack.enter_async_context(service)
             yield
 
-    return Litestar(
+    app = Litestar(
         route_handlers=routers,
         lifespan=[lifespan],
-        exception_handlers={AtelierError: refuse, HTTPException: refuse_http, Exception: fail},
+        exception_handlers=Refusals(keys, lambda: present_token(monitor.snapshot)).handlers(),
         openapi_config=None,
     )
-
-
-def create_app_from_environment() -> Litestar:
-    """What the server calls in each worker process."""
-    return create_app(Settings.from_environment(os.environ))
-
-
-def refuse(request: Request, error: AtelierError) -> Response[bytes]:
-    """A refusal of ours, as a problem document."""
-    problem = to_problem(error)
-    return fail(request, error) if problem is None else _write(request, problem)
-
-
-def refuse_http(request: Request, error: HTTPException) -> Response[bytes]:
-    """A refusal of the framework's, in the same form."""
-    names = {404: "not-found", 405: "method-not-allowed", 413: "payload-too-large", 415: "unsupported-media-type"}
-    if error.status_code >= 500:
-        return fail(request, error)
-    name = names.get(error.status_code, "invalid-request")
-    return _write(request, ProblemError(name, error.detail, headers=error.headers))
-
-
-def fail(request: Request, error: Exception) -> Response[bytes]:
-    """A mistake of ours: logged with everything, answered with nothing but that it happened."""
-    log.error("request_failed", path=request.url.path, exc_info=error)
-    body = b'{"type":"about:blank","title":"Internal Server Error","status":500}'
-    return Response(body, status_code=500, media_type=MEDIA_TYPE)
-
-
-def _write(request: Request, problem: ProblemError) -> Response[bytes]:
-    return Response(
-        problem.body(request.url.path),
-        status_code=problem.type.status,
-        headers=problem.headers,
-        media_type=MEDIA_TYPE,
+    return Edge(
+        cast("App", app),
+        surface=Surface(operations_of()),
+        cors=Cors(Origins(settings.web.read_origins), Origins(settings.web.command_origins)),
+        clock=clock,
+        logs_requests=settings.web.logs_requests,
     )
+
+
+def present_token(snapshot: ClusterSnapshot) -> CausalToken | None:
+    """Where the primary stood when it was last observed: what a client goes on with whose history is lost."""
+    if snapshot.primary is None or snapshot.primary.observation is None or snapshot.history is None:
+        return None
+    return CausalToken(snapshot.history.system_id, snapshot.history.timeline, snapshot.primary.observation.replayed_lsn)
+
+
+def create_app_from_environment() -> Edge:
+    """What the server calls in each worker process."""
+    settings = Settings.from_environment(os.environ)
+    configure_logging(level=settings.web.log_level, on_terminal=sys.stderr.isatty())
+    return create_app(settings)

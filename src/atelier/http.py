@@ -1,8 +1,9 @@
-"""What both sides share over HTTP: strict numbers, token headers in and out, entity tags."""
+"""What both sides share over HTTP: strict numbers and queries, token headers in and out, entity tags."""
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from urllib.parse import unquote_plus
 
 from atelier.errors import InvalidTokenError
 from atelier.problems import ProblemError
@@ -16,6 +17,7 @@ DROP_TOKEN_COOKIE = f"{TOKEN_COOKIE}=; Path=/; SameSite=Lax; HttpOnly; Max-Age=0
 
 # int() also takes "1_000", " 1", "+1" and digits of other scripts; an id in an address is none of these.
 _DIGITS = re.compile(r"[0-9]{1,19}", re.ASCII)
+_VERSION_TAG = re.compile(r'"([0-9]{1,19})(?:-[0-9a-f]{18})?"', re.ASCII)
 
 
 def parse_number(text: str, field: str, *, low: int, high: int = LARGEST_ID) -> int:
@@ -38,6 +40,30 @@ def parse_number(text: str, field: str, *, low: int, high: int = LARGEST_ID) -> 
 def parse_id(text: str, field: str) -> int:
     """Reads an id: a positive 64-bit integer. Raises a ProblemError (400) for anything else."""
     return parse_number(text, field, low=1)
+
+
+def read_query(query: bytes, names: Collection[str]) -> dict[str, str]:
+    """Reads the named parameters of a query; others are ignored, as a client's own business.
+
+    Args:
+        query: as it came over the wire, without the question mark.
+        names: the parameters that the address knows.
+
+    Returns:
+        Those that were sent. What is no UTF-8 becomes a replacement character, which no number or id contains.
+
+    Raises:
+        ProblemError: 400, one was sent twice: which of the two was meant?
+    """
+    found: dict[str, str] = {}
+    for part in query.split(b"&") if query else ():
+        name, _, value = part.decode("latin-1").partition("=")
+        name = unquote_plus(name)
+        if name in names:
+            if name in found:
+                raise ProblemError("invalid-request", f"{name} was sent twice", field=name)
+            found[name] = unquote_plus(value)
+    return found
 
 
 def open_token(
@@ -71,6 +97,17 @@ def hash_tag(body: bytes) -> str:
 def version_tag(version: int) -> str:
     """The strong entity tag that a version is."""
     return f'"{version}"'
+
+
+def versioned_tag(version: int, body: bytes) -> str:
+    """The strong entity tag of a document that shows more than its version covers: `"7-<hash>"`."""
+    return f'"{version}-{hashlib.blake2b(body, digest_size=9).hexdigest()}"'
+
+
+def version_of_tag(tag: str) -> int | None:
+    """The version that an entity tag begins with, for `If-Match`; None for a weak tag or one that names no version."""
+    match = _VERSION_TAG.fullmatch(tag.strip())
+    return int(match[1]) if match else None
 
 
 def matches(if_none_match: str | None, tag: str) -> bool:

@@ -13,9 +13,11 @@ from typing import Literal, TypeVar
 from atelier.errors import SettingsError
 
 Role = Literal["all", "reads", "writes"]
+WhenFull = Literal["refuse", "stalest"]
 Strategy = Literal["least-outstanding", "round-robin", "random-two-choices", "latency-ewma"]
 
 _NODE = re.compile(r"(?P<name>[a-z0-9][a-z0-9_-]{0,62})=(?P<host>[^=,\s/]+):(?P<port>\d{1,5})")
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]{1,255}", re.ASCII)
 _T = TypeVar("_T")
 
 
@@ -56,6 +58,14 @@ class PoolLimits:
     """Reads that fell back to the primary; they never take the commands' connections."""
     primary_writes: int = 8
     """Commands. A connection is held for one transaction."""
+    waiting_replica: int = 1_000
+    """Reads that wait for a replica's connection; the next ones try another node. At 5,000 a second this is 0.2 s."""
+    waiting_primary: int = 32
+    """Reads that wait for one of `primary_reads`; the next are refused at once, so that the primary stays the writers'."""
+    merged: int = 64
+    """The most reads that share one statement: beyond it the time of the statement grows as fast as what it saves."""
+    statements: int = 2
+    """Statements of one resource that run on one node at a time; what arrives meanwhile rides with the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +82,41 @@ class ReadPolicy:
     """It was the fastest of those that the first users compared."""
     cache_control: str = "no-cache"
     """Keep, but revalidate: right for every client."""
+    when_primary_full: WhenFull = "refuse"
+    """An eventual read that found the primary's cap reached: refused, or answered by the least stale replica, whose
+    lag the answer names. Refusing is honest by default: the lag limit was chosen by somebody."""
+    weights: tuple[tuple[str, int], ...] = ()
+    """Nodes with more or less than an equal share, by name; 1 for all others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ejection:
+    """When a node is taken out of routing for a while; never the last one."""
+
+    first_ms: int = 500
+    """Long enough that a restarting server is not asked at every request, short enough to be forgotten."""
+    longest_ms: int = 30_000
+    """Doubling ends here: a node that is mended is noticed within this."""
+    stalled_ms: int = 150
+    """A node that has answered nothing for so long while it has something to answer gets nothing more meanwhile."""
+    slow_ms: int = 100
+    """Answers that take longer on average, and ten times what a sibling takes, count as a failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class WebPolicy:
+    """What is true of every answer over HTTP."""
+
+    read_origins: frozenset[str] = frozenset({"*"})
+    """Pages of these origins may read; a storefront's data is public, and no credentials are ever let through."""
+    command_origins: frozenset[str] = frozenset()
+    """Pages of these origins may command: none, because an API key does not belong into a page."""
+    operations: Literal["open", "keyed"] = "open"
+    """`keyed`: `/cluster` and `/metrics` ask for an API key. Health stays open, it says nothing."""
+    logs_requests: bool = True
+    """One line a request."""
+    log_level: str = "info"
+    """The least important level that is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +149,12 @@ class Settings:
     """Bounds on connections."""
     reads: ReadPolicy = ReadPolicy()
     """Defaults of routing."""
+    ejection: Ejection = Ejection()
+    """When a node is left alone."""
+    web: WebPolicy = WebPolicy()
+    """Defaults of HTTP."""
+    nodes_file: Path | None = None
+    """Where the nodes came from; read again every few seconds. None when they were given by value."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Settings":
@@ -115,7 +166,8 @@ class Settings:
         source = _Source(environ)
         role = source.choice("ATELIER_ROLE", ("all", "reads", "writes"), "all")
         settings = cls(
-            nodes=source.read("ATELIER_NODES", parse_nodes),
+            nodes=source.read("ATELIER_NODES", parse_node_lines, secret=True),
+            nodes_file=source.file_of("ATELIER_NODES"),
             token_keys=source.read("ATELIER_TOKEN_KEYS", parse_token_keys, secret=True),
             reader_password=source.text("ATELIER_READER_PASSWORD", secret=True),
             monitor_password=source.text("ATELIER_MONITOR_PASSWORD", secret=True),
@@ -135,6 +187,10 @@ class Settings:
                 replica=source.number("ATELIER_REPLICA_CONNECTIONS", 8, 1, 200),
                 primary_reads=source.number("ATELIER_PRIMARY_READ_CONNECTIONS", 4, 1, 200),
                 primary_writes=source.number("ATELIER_WRITE_CONNECTIONS", 8, 1, 200),
+                waiting_replica=source.number("ATELIER_REPLICA_WAITING", 1_000, 1, 100_000),
+                waiting_primary=source.number("ATELIER_PRIMARY_READ_WAITING", 32, 0, 100_000),
+                merged=source.number("ATELIER_MERGED_READS", 64, 1, 1_000),
+                statements=source.number("ATELIER_STATEMENTS", 2, 1, 200),
             ),
             reads=ReadPolicy(
                 max_lag_ms=source.number("ATELIER_MAX_LAG_MS", 10_000, 0, 86_400_000),
@@ -145,7 +201,22 @@ class Settings:
                     ("least-outstanding", "round-robin", "random-two-choices", "latency-ewma"),
                     "least-outstanding",
                 ),
-                cache_control=source.text("ATELIER_CACHE_CONTROL", "no-cache"),
+                cache_control=source.read("ATELIER_CACHE_CONTROL", parse_cache_control, "no-cache"),
+                when_primary_full=source.choice("ATELIER_WHEN_PRIMARY_FULL", ("refuse", "stalest"), "refuse"),
+                weights=source.read("ATELIER_WEIGHTS", parse_weights, ""),
+            ),
+            ejection=Ejection(
+                first_ms=source.number("ATELIER_EJECTION_MS", 500, 10, 600_000),
+                longest_ms=source.number("ATELIER_LONGEST_EJECTION_MS", 30_000, 10, 600_000),
+                stalled_ms=source.number("ATELIER_STALLED_MS", 150, 10, 60_000),
+                slow_ms=source.number("ATELIER_SLOW_MS", 100, 1, 60_000),
+            ),
+            web=WebPolicy(
+                read_origins=source.read("ATELIER_CORS_ORIGINS", parse_origins, "*"),
+                command_origins=source.read("ATELIER_COMMAND_CORS_ORIGINS", parse_origins, ""),
+                operations=source.choice("ATELIER_OPERATIONS", ("open", "keyed"), "open"),
+                logs_requests=source.choice("ATELIER_REQUEST_LOG", ("on", "off"), "on") == "on",
+                log_level=source.choice("ATELIER_LOG_LEVEL", ("debug", "info", "warning", "error"), "info"),
             ),
         )
         source.refuse_unknown()
@@ -160,6 +231,38 @@ def parse_nodes(text: str) -> tuple[NodeAddress, ...]:
     if len({node.name for node in nodes}) < len(nodes):
         raise ValueError("names a node twice")
     return nodes
+
+
+def parse_node_lines(text: str) -> tuple[NodeAddress, ...]:
+    """The same, where lines part nodes too; raises ValueError with the reason."""
+    return parse_nodes(",".join(text.splitlines()))
+
+
+def parse_weights(text: str) -> tuple[tuple[str, int], ...]:
+    """Reads `name=weight,...`, weights from 1 to 1000; raises ValueError with the reason."""
+    weights = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, weight = part.partition("=")
+        if not re.fullmatch(r"\d{1,4}", weight, re.ASCII) or not 1 <= int(weight) <= 1000:
+            raise ValueError(f"takes name=weight with a weight from 1 to 1000, not {part!r}")
+        weights.append((name, int(weight)))
+    return tuple(weights)
+
+
+def parse_origins(text: str) -> frozenset[str]:
+    """Reads `*` or `https://host[:port],...`; empty for none. Raises ValueError with the reason."""
+    names = frozenset(part.strip() for part in text.split(",") if part.strip())
+    for name in names - {"*"}:
+        if not _ORIGIN.fullmatch(name):
+            raise ValueError(f"takes * or origins such as https://shop.example, not {name!r}")
+    return names
+
+
+def parse_cache_control(text: str) -> str:
+    """Reads directives of `Cache-Control`; raises ValueError with the reason."""
+    if not re.fullmatch(r"[a-z0-9=, -]{1,200}", text, re.ASCII):
+        raise ValueError(f"takes directives such as public, max-age=60, not {text!r}")
+    return text
 
 
 def parse_token_keys(text: str) -> tuple[bytes, ...]:
@@ -202,12 +305,17 @@ class _Source:
             return default
         return value
 
-    def read(self, name: str, parse: Callable[[str], _T], *, secret: bool = False) -> _T:
-        value = self.text(name, secret=secret)
+    def read(self, name: str, parse: Callable[[str], _T], default: str | None = None, *, secret: bool = False) -> _T:
+        value = self.text(name, default, secret=secret)
         try:
             return parse(value)
         except ValueError as error:
             raise SettingsError(f"{name} {error}") from error
+
+    def file_of(self, name: str) -> Path | None:
+        """The file that a value came from; None when it was given itself."""
+        path = self._environ.get(f"{name}_FILE")
+        return Path(path) if path is not None and name not in self._environ else None
 
     def number(self, name: str, default: int, low: int, high: int) -> int:
         value = self.text(name, str(default))

@@ -2,88 +2,89 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
-from litestar import HttpMethod, Request, Response, Router, route
-from litestar.di import Provide
+from litestar import Request, Response, get
+from litestar.handlers import HTTPRouteHandler
 
-from atelier.http import parse_id, parse_number
+from atelier.http import parse_id, parse_number, read_query
 from atelier.problems import ProblemError
 from atelier.reads.responding import Responder
 from atelier.reads.storefront import Storefront
 
-_READ = [HttpMethod.GET, HttpMethod.HEAD]
+ReadRequest = Request[Any, Any, Any]
+
 _CAMPUS = re.compile(r"[a-z0-9-]{1,32}", re.ASCII)
+_LIST_PARAMETERS = frozenset({"page", "count", "after"})
 _LARGEST_COUNT = 1000
+_LIVE = "/api/fec2/{campus:str}"
 
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """What the handlers work with."""
+    """What the routes work with."""
 
     storefront: Storefront
     responder: Responder
 
 
-def build_router(reads: Reads) -> Router:
-    """The routes of the reading side."""
-    handlers = [list_products, get_product, get_styles, get_related, get_style, get_inventory]
-    return Router("/", route_handlers=handlers, dependencies={"reads": Provide(lambda: reads, sync_to_thread=False)})
+def build_handlers(reads: Reads) -> list[HTTPRouteHandler]:
+    """The routes of the reading side, both dialects. HEAD is answered from GET by the outermost layer."""
+    storefront, respond = reads.storefront, reads.responder.respond
+
+    @get(["/products", f"{_LIVE}/products"])
+    async def list_products(request: ReadRequest) -> Response[bytes]:
+        campus, path = _read_campus(request), request.scope["path"]
+        query = read_query(request.scope["query_string"], _LIST_PARAMETERS)
+        count = parse_number(query.get("count", "5"), "count", low=1, high=_LARGEST_COUNT)
+        if "after" in query:
+            after = _read_after(query)
+            return await respond(request, lambda ask: storefront.after(after, count, campus, path=path, ask=ask))
+        page = parse_number(query.get("page", "1"), "page", low=1)
+        return await respond(request, lambda ask: storefront.page(page, count, campus, path=path, ask=ask))
+
+    @get(["/products/{product_id:str}", f"{_LIVE}/products/{{product_id:str}}"])
+    async def get_product(request: ReadRequest) -> Response[bytes]:
+        campus, product_id = _read_campus(request), _read_id(request, "product_id")
+        return await respond(request, lambda ask: storefront.product(product_id, campus, ask))
+
+    @get(["/products/{product_id:str}/styles", f"{_LIVE}/products/{{product_id:str}}/styles"])
+    async def get_styles(request: ReadRequest) -> Response[bytes]:
+        live, product_id = _read_campus(request) is not None, _read_id(request, "product_id")
+        return await respond(request, lambda ask: storefront.styles(product_id, live=live, ask=ask))
+
+    @get(["/products/{product_id:str}/related", f"{_LIVE}/products/{{product_id:str}}/related"])
+    async def get_related(request: ReadRequest) -> Response[bytes]:
+        _read_campus(request)
+        product_id = _read_id(request, "product_id")
+        return await respond(request, lambda ask: storefront.related(product_id, ask))
+
+    @get("/styles/{style_id:str}")
+    async def get_style(request: ReadRequest) -> Response[bytes]:
+        style_id = _read_id(request, "style_id")
+        return await respond(request, lambda ask: storefront.style(style_id, ask))
+
+    @get("/inventory/{sku_id:str}")
+    async def get_inventory(request: ReadRequest) -> Response[bytes]:
+        sku_id = _read_id(request, "sku_id")
+        return await respond(request, lambda ask: storefront.inventory(sku_id, ask))
+
+    return [list_products, get_product, get_styles, get_related, get_style, get_inventory]
 
 
-@route(["/products", "/api/fec2/{campus:str}/products"], http_method=_READ)
-async def list_products(request: Request, reads: Reads, campus: str | None = None) -> Response[bytes]:
-    """One page of products in id order."""
-    campus = _check_campus(campus)
-    page = parse_number(request.query_params.get("page", "1"), "page", low=1)
-    count = parse_number(request.query_params.get("count", "5"), "count", low=1, high=_LARGEST_COUNT)
-    return await reads.responder.respond(request, lambda ask: reads.storefront.page(page, count, campus, ask))
+def _read_id(request: ReadRequest, name: str) -> int:
+    return parse_id(request.scope["path_params"][name], name)
 
 
-@route(["/products/{product_id:str}", "/api/fec2/{campus:str}/products/{product_id:str}"], http_method=_READ)
-async def get_product(
-    request: Request, reads: Reads, product_id: str, campus: str | None = None
-) -> Response[bytes]:
-    """One product with its features."""
-    campus, number = _check_campus(campus), parse_id(product_id, "product_id")
-    return await reads.responder.respond(request, lambda ask: reads.storefront.product(number, campus, ask))
+def _read_after(query: dict[str, str]) -> int:
+    if "page" in query:
+        raise ProblemError("invalid-request", "page and after exclude each other", field="after")
+    return parse_number(query["after"], "after", low=0)
 
 
-@route(
-    ["/products/{product_id:str}/styles", "/api/fec2/{campus:str}/products/{product_id:str}/styles"], http_method=_READ
-)
-async def get_styles(request: Request, reads: Reads, product_id: str, campus: str | None = None) -> Response[bytes]:
-    """All styles of a product, with photos and SKUs."""
-    live, number = _check_campus(campus) is not None, parse_id(product_id, "product_id")
-    return await reads.responder.respond(request, lambda ask: reads.storefront.styles(number, live=live, ask=ask))
-
-
-@route(
-    ["/products/{product_id:str}/related", "/api/fec2/{campus:str}/products/{product_id:str}/related"],
-    http_method=_READ,
-)
-async def get_related(request: Request, reads: Reads, product_id: str, campus: str | None = None) -> Response[bytes]:
-    """The ids of related products, in stored order."""
-    _check_campus(campus)
-    number = parse_id(product_id, "product_id")
-    return await reads.responder.respond(request, lambda ask: reads.storefront.related(number, ask))
-
-
-@route("/styles/{style_id:str}", http_method=_READ)
-async def get_style(request: Request, reads: Reads, style_id: str) -> Response[bytes]:
-    """One style in the documented form."""
-    number = parse_id(style_id, "style_id")
-    return await reads.responder.respond(request, lambda ask: reads.storefront.style(number, ask))
-
-
-@route("/inventory/{sku_id:str}", http_method=_READ)
-async def get_inventory(request: Request, reads: Reads, sku_id: str) -> Response[bytes]:
-    """The stock of one SKU."""
-    number = parse_id(sku_id, "sku_id")
-    return await reads.responder.respond(request, lambda ask: reads.storefront.inventory(number, ask))
-
-
-def _check_campus(campus: str | None) -> str | None:
+def _read_campus(request: ReadRequest) -> str | None:
     """The campus of the live dialect; None stands for the documented one."""
+    campus: str | None = request.scope["path_params"].get("campus")
     if campus is None or _CAMPUS.fullmatch(campus):
         return campus
     raise ProblemError("invalid-request", "campus takes 1 to 32 of a-z, 0-9 and -", field="campus")

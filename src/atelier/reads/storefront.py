@@ -3,11 +3,13 @@
 Knows no framework: `routes.py` calls this with parsed values and writes the answer down as HTTP.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from atelier.http import hash_tag, version_tag
-from atelier.problems import ProblemError
+from atelier.http import hash_tag, version_tag, versioned_tag
 from atelier.reads.executor import Answer, Ask, ReadExecutor
+from atelier.reads.pages import link_after, link_pages, offset_of
 from atelier.reads.queries import Statement, load_statements
 
 
@@ -16,14 +18,21 @@ class Document:
     """One finished answer.
 
     Attributes:
-        body: JSON, as PostgreSQL formed it.
-        tag: its strong entity tag.
+        body: JSON, as PostgreSQL formed it; None when there is no such thing.
+        tag: its strong entity tag; empty when there is no such thing.
         answer: the node, the token, the timings.
+        missing: what there is not, in words.
+        links: the `Link` header; None for no list.
     """
 
-    body: bytes
+    body: bytes | None
     tag: str
     answer: Answer
+    missing: str = ""
+    links: str | None = None
+
+
+Tagger = Callable[[Any], str]
 
 
 class Storefront:
@@ -34,20 +43,22 @@ class Storefront:
         self._executor = executor
         self._statements: dict[str, Statement] = load_statements()
 
-    async def page(self, page: int, count: int, campus: str | None, ask: Ask) -> Document:
+    async def page(self, page: int, count: int, campus: str | None, *, path: str, ask: Ask) -> Document:
         """One page of products in id order; past the end it is `[]`. `campus` None is the documented dialect."""
-        statement = self._statements["list_documented" if campus is None else "list_live"]
-        # Beyond 2**63 there is nothing, and PostgreSQL takes no larger number.
-        offset = min((page - 1) * count, 2**63 - 1)
-        arguments = (offset, count) if campus is None else (offset, count, campus)
-        answer = await self._executor.run(statement, arguments, ask)
-        body: bytes = answer.rows[0]["body"]
-        return Document(body, hash_tag(body), answer)
+        row, answer = await self._list("list", offset_of(page, count), count, campus, ask)
+        links = link_pages(path, page=page, count=count, total=row["total"])
+        return Document(row["body"], hash_tag(row["body"]), answer, links=links)
+
+    async def after(self, product_id: int, count: int, campus: str | None, *, path: str, ask: Ask) -> Document:
+        """The products that follow an id, for crawlers."""
+        row, answer = await self._list("after", product_id, count, campus, ask)
+        links = link_after(path, count=count, next_after=row["last_id"] if row["has_more"] else None)
+        return Document(row["body"], hash_tag(row["body"]), answer, links=links)
 
     async def product(self, product_id: int, campus: str | None, ask: Ask) -> Document:
         """One product with its features; its tag is its version, so that it fits `If-Match`."""
         name, extra = ("product_documented", ()) if campus is None else ("product_live", (campus,))
-        return await self._one(name, product_id, ask, *extra, what="product")
+        return await self._one(name, product_id, ask, *extra, what="product", tag=_tag_version)
 
     async def styles(self, product_id: int, *, live: bool, ask: Ask) -> Document:
         """All styles of a product."""
@@ -58,18 +69,31 @@ class Storefront:
         return await self._one("related", product_id, ask, what="product")
 
     async def style(self, style_id: int, ask: Ask) -> Document:
-        """One style in the documented form."""
-        return await self._one("style", style_id, ask, what="style")
+        """One style in the documented form; its tag begins with the product's version, so that it fits `If-Match`."""
+        return await self._one("style", style_id, ask, what="style", tag=_tag_version_and_body)
 
     async def inventory(self, sku_id: int, ask: Ask) -> Document:
-        """The stock of one SKU."""
-        return await self._one("inventory", sku_id, ask, what="SKU")
+        """The stock of one SKU; its tag is its version."""
+        return await self._one("inventory", sku_id, ask, what="SKU", tag=_tag_version)
 
-    async def _one(self, name: str, asked_id: int, ask: Ask, *extra: object, what: str) -> Document:
+    async def _list(self, kind: str, start: int, count: int, campus: str | None, ask: Ask) -> tuple[Any, Answer]:
+        name, extra = (f"{kind}_documented", ()) if campus is None else (f"{kind}_live", (campus,))
+        answer = await self._executor.run(self._statements[name], ([start], count, *extra), ask)
+        return answer.rows[0], answer
+
+    async def _one(
+        self, name: str, asked_id: int, ask: Ask, *extra: object, what: str, tag: Tagger | None = None
+    ) -> Document:
         answer = await self._executor.run(self._statements[name], ([asked_id], *extra), ask)
         row = answer.rows[0]
-        body: bytes | None = row["body"]
-        if body is None:
-            raise ProblemError("not-found", f"there is no {what} {asked_id}")
-        version = row.get("version")
-        return Document(body, hash_tag(body) if version is None else version_tag(version), answer)
+        if row["body"] is None:
+            return Document(None, "", answer, missing=f"there is no {what} {asked_id}")
+        return Document(row["body"], hash_tag(row["body"]) if tag is None else tag(row), answer)
+
+
+def _tag_version(row: Any) -> str:
+    return version_tag(row["version"])
+
+
+def _tag_version_and_body(row: Any) -> str:
+    return versioned_tag(row["version"], row["body"])

@@ -1,24 +1,80 @@
--- One page of products in id order. $1 is how many to leave out, $2 how many to give.
+-- Products in id order. By number: $1 is how many products lie before the page. By cursor: $1 is the id before it.
+-- $2 is how many to give, $3 the campus of the live dialect.
+--
+-- A page by number is found by counts, not by leaving out rows one by one: the running sum of the spans leads to a
+-- span of 64 blocks, that of its blocks to a block of 512 ids, and at most 511 rows of it are left out. Counts and
+-- rows come from one snapshot, so a page is exact whatever is being inserted or deleted beside it.
+
+-- fragment: counted
+with change as materialized (
+    select block, sum(products) as products from product_change group by block
+),
+span as materialized (
+    select span, sum(products) as products, sum(sum(products)) over (order by span) as through
+    from (select span, products from product_span union all select block >> 6, products from change) as known
+    group by span
+)
+
+-- fragment: located
+{position}
+cross join unnest($1::bigint[]) as asked (id)
+cross join (select coalesce(max(through), 0)::bigint as products from span) as total
+left join lateral (
+    select span.span, (asked.id - span.through + span.products)::bigint as skip
+    from span where span.through > asked.id order by span.span limit 1
+) as span on true
+left join lateral (
+    select counted.block, (span.skip - counted.through + counted.products)::bigint as skip
+    from (select block, sum(products) as products, sum(sum(products)) over (order by block) as through
+          from (select block, products from product_block where block >= span.span << 6 and block < (span.span + 1) << 6
+                union all select block, products from change where block >> 6 = span.span) as known
+          group by block) as counted
+    where counted.through > span.skip order by counted.block limit 1
+) as start on true
+
+-- fragment: documented_item
+id, name, slogan, description, category, short_price(default_price) as default_price
+
+-- fragment: live_item
+id, $3::text as campus, name, slogan, description, category, default_price::text as default_price,
+utc_milliseconds(created_at) as created_at, utc_milliseconds(updated_at) as updated_at
 
 -- name: list_documented
-select page.body, position.*
-from {position}
+{counted}
+select asked.id, total.products as total, page.body, position.*
+from {located}
 cross join lateral (
     select coalesce(json_agg(fields order by fields.id), '[]') as body
-    from (
-        select id, name, slogan, description, category, short_price(default_price) as default_price
-        from product order by id offset $1::bigint limit $2::bigint
-    ) as fields
+    from (select {documented_item}
+          from product where id >= start.block << 9 order by id offset start.skip limit $2::bigint) as fields
 ) as page;
 
 -- name: list_live
-select page.body, position.*
-from {position}
+{counted}
+select asked.id, total.products as total, page.body, position.*
+from {located}
 cross join lateral (
     select coalesce(json_agg(fields order by fields.id), '[]') as body
-    from (
-        select id, $3::text as campus, name, slogan, description, category, default_price::text as default_price,
-               utc_milliseconds(created_at) as created_at, utc_milliseconds(updated_at) as updated_at
-        from product order by id offset $1::bigint limit $2::bigint
-    ) as fields
+    from (select {live_item}
+          from product where id >= start.block << 9 order by id offset start.skip limit $2::bigint) as fields
+) as page;
+
+-- name: after_documented
+select asked.id, page.last_id, exists (select from product where product.id > page.last_id) as has_more, page.body,
+       position.*
+from {position}
+cross join unnest($1::bigint[]) as asked (id)
+cross join lateral (
+    select coalesce(json_agg(fields order by fields.id), '[]') as body, max(fields.id) as last_id
+    from (select {documented_item} from product where id > asked.id order by id limit $2::bigint) as fields
+) as page;
+
+-- name: after_live
+select asked.id, page.last_id, exists (select from product where product.id > page.last_id) as has_more, page.body,
+       position.*
+from {position}
+cross join unnest($1::bigint[]) as asked (id)
+cross join lateral (
+    select coalesce(json_agg(fields order by fields.id), '[]') as body, max(fields.id) as last_id
+    from (select {live_item} from product where id > asked.id order by id limit $2::bigint) as fields
 ) as page;

@@ -1,0 +1,54 @@
+"""The operations for those who run the service and those who program against it."""
+
+from atelier.documentation import examples as x
+from atelier.documentation.components import ref
+from atelier.documentation.operation import Operation, Success
+from atelier.telemetry import METRICS_MEDIA_TYPE
+
+_STATUS = {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]}
+_TEXT = {"type": "string"}
+_KEYED = ("unauthorized",)
+
+
+def _page(path: str, name: str, summary: str, media_type: str = "text/html", *parameters: str) -> Operation:
+    missing = ("not-found",) if parameters else ()
+    answer = Success(200, summary, _TEXT, media_type=media_type)
+    return Operation("GET", path, name, "Documentation", summary, (answer,), parameters=parameters, problems=missing)
+
+
+def _operate(
+    path: str, name: str, summary: str, success: Success, problems: tuple[str, ...] = (), *, about: str | None = None
+) -> Operation:
+    return Operation("GET", path, name, "Operation", summary, (success,), problems=problems, about=about)
+
+
+def list_operating() -> tuple[Operation, ...]:
+    """Health, cluster, metrics, and the documentation itself."""
+    keyed = "A setting makes it ask for an API key."
+    return (
+        _operate(
+            "/health/live", "live", "Is the process up?",
+            Success(200, "It is.", _STATUS, {"status": "up"}),
+        ),
+        _operate(
+            "/health/ready", "ready", "Can it serve its role?",
+            Success(200, "It can.", _STATUS, {"status": "ready"}), ("no-replica", "primary-unavailable"),
+        ),
+        _operate(
+            "/cluster", "cluster", "Every database node, as this process sees it",
+            Success(200, "The nodes.", ref("Cluster"), {"nodes": [x.NODE]}), _KEYED, about=keyed,
+        ),
+        _operate(
+            "/metrics", "metrics", "Metrics for Prometheus",
+            Success(200, "The metrics of this process.", _TEXT, media_type=METRICS_MEDIA_TYPE.split(";")[0]),
+            _KEYED, about=keyed,
+        ),
+        Operation(
+            "GET", "/openapi.json", "openapi", "Documentation", "This document",
+            (Success(200, "OpenAPI 3.1.", {"type": "object"}),),
+        ),
+        _page("/docs", "docs", "This document as a page to try things on"),
+        _page("/docs/assets/{asset}", "docs_asset", "A file of that page", "application/octet-stream", "asset"),
+        _page("/problems/", "problems", "Every kind of problem"),
+        _page("/problems/{problem}", "problem", "One kind of problem, explained", "text/html", "problem"),
+    )  # fmt: skip
