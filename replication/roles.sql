@@ -52,6 +52,15 @@ alter role replicator password :'replicator_password';
 grant owner to migrator with inherit true, set true;
 grant pg_monitor to monitor;
 
+-- pg_rewind over the network. Nothing new to a role that may copy the whole cluster anyway. The grants are local to the
+-- database that it connects to, `postgres`.
+grant connect on database postgres to replicator;
+grant execute on function pg_catalog.pg_ls_dir(text, boolean, boolean),
+                          pg_catalog.pg_stat_file(text, boolean),
+                          pg_catalog.pg_read_binary_file(text),
+                          pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean)
+   to replicator;
+
 -- ---------------------------------------------------------------- database
 
 select 'create database atelier' where not exists (select from pg_catalog.pg_database where datname = 'atelier')
@@ -125,7 +134,7 @@ select format('grant execute on function %s to writer', oid::regprocedure)
 
 create schema if not exists atelier_monitor;
 revoke all on schema atelier_monitor from public;
-grant usage on schema atelier_monitor to monitor;
+grant usage on schema atelier_monitor to monitor, reader;
 
 -- Runs as the superuser, so that nobody else needs pg_read_file. The search path is fixed: a caller's own would decide
 -- which functions the superuser runs. The file's name is formed from what the directory lists, never from an argument.
@@ -144,3 +153,13 @@ comment on function atelier_monitor.newest_history() is
     'The newest timeline history file of this node: its timeline, and one line per fork. No row before the first promotion.';
 revoke all on function atelier_monitor.newest_history() from public;
 grant execute on function atelier_monitor.newest_history() to monitor;
+
+-- Every answer of a standby tells the timeline of what it shows, and details of the WAL receiver are for pg_monitor only.
+create or replace function atelier_monitor.received_timeline() returns integer
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    return (select receiver.received_tli from pg_catalog.pg_stat_get_wal_receiver() as receiver);
+comment on function atelier_monitor.received_timeline() is
+    'The timeline that this standby receives; NULL while its WAL receiver is away.';
+revoke all on function atelier_monitor.received_timeline() from public;
+grant execute on function atelier_monitor.received_timeline() to reader;

@@ -26,7 +26,7 @@ from atelier.settings import Settings
 from atelier.telemetry import configure_logging
 from atelier.token import CausalToken, TokenKeys
 from atelier.topology.monitor import TopologyMonitor
-from atelier.topology.sources import StaticNodes
+from atelier.topology.sources import choose_source
 from atelier.topology.state import ClusterSnapshot
 from atelier.web.cors import Cors, Origins
 from atelier.web.edge import App, Edge
@@ -42,9 +42,9 @@ def create_app(settings: Settings) -> Edge:
     """Makes the application of one process, for the role that the settings name. Does no I/O before its lifespan."""
     clock = time.monotonic
     keys = TokenKeys(settings.token_keys)
-    monitor = TopologyMonitor(settings, StaticNodes(settings.nodes), clock=clock)
-    pools = ReadPools(settings)
-    executor = ReadExecutor(monitor, pools, clock=clock)
+    monitor = TopologyMonitor(settings, choose_source(settings), clock=clock)
+    pools = ReadPools(settings, clock=clock)
+    executor = ReadExecutor(monitor, pools, clock=clock, when_primary_full=settings.reads.when_primary_full)
     responder = Responder(settings, keys, Asker(settings, keys, clock=clock))
     routers: list[ControllerRouterHandler] = [
         build_operations(monitor, executor, settings, clock=clock),

@@ -1,5 +1,8 @@
 """What operators ask: is it up, is it able, who is primary, who is behind."""
 
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
 from litestar import HttpMethod, Response, Router, route
 
 from atelier.deadline import Clock
@@ -13,9 +16,20 @@ _READ = [HttpMethod.GET, HttpMethod.HEAD]
 
 
 def build_operations(
-    monitor: TopologyMonitor, executor: ReadExecutor, settings: Settings, *, clock: Clock
+    monitor: TopologyMonitor,
+    executor: ReadExecutor,
+    settings: Settings,
+    *,
+    clock: Clock,
+    wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Router:
-    """The operational routes of one process."""
+    """The operational routes of one process; the wall clock is for times that people read."""
+
+    def to_time(at_s: float | None) -> str | None:
+        """A moment of the monotonic clock as people write it."""
+        if at_s is None:
+            return None
+        return (wall_clock() + timedelta(seconds=at_s - clock())).isoformat(timespec="milliseconds")
 
     @route("/health/live", http_method=_READ)
     async def live() -> dict[str, str]:
@@ -37,13 +51,24 @@ def build_operations(
     async def cluster() -> Response[dict[str, object]]:
         """Every node as this process sees it."""
         snapshot, now_s = monitor.snapshot, clock()
-        nodes = [describe(snapshot, node, now_s=now_s, in_flight=executor.in_flight(node.name)) for node in snapshot.nodes]
+        nodes = [
+            describe(
+                snapshot,
+                node,
+                now_s=now_s,
+                in_flight=executor.in_flight(node.name),
+                ejected_until=to_time(executor.ejected_until_s(node.name)),
+            )
+            for node in snapshot.nodes
+        ]
         return Response({"nodes": nodes}, headers={"Cache-Control": "no-store"})
 
     return Router("/", route_handlers=[live, ready, cluster])
 
 
-def describe(snapshot: ClusterSnapshot, node: NodeState, *, now_s: float, in_flight: int) -> dict[str, object]:
+def describe(
+    snapshot: ClusterSnapshot, node: NodeState, *, now_s: float, in_flight: int, ejected_until: str | None = None
+) -> dict[str, object]:
     """One node as `/cluster` shows it; what is not known is null."""
     seen = node.observation
     lag_ms = node.lag_ms_at(now_s)
@@ -57,7 +82,7 @@ def describe(snapshot: ClusterSnapshot, node: NodeState, *, now_s: float, in_fli
         "lag_bytes": lag_bytes(snapshot, node),
         "lag_ms": None if lag_ms is None else round(lag_ms, 1),
         "in_flight": in_flight,
-        "ejected_until": None,
+        "ejected_until": ejected_until,
         "reason": node.reason,
     }
 

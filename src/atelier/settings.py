@@ -61,7 +61,7 @@ class PoolLimits:
     waiting_replica: int = 1_000
     """Reads that wait for a replica's connection; the next ones try another node. At 5,000 a second this is 0.2 s."""
     waiting_primary: int = 32
-    """Reads that wait for one of `primary_reads`; the next are refused at once, so that the primary stays the writers'."""
+    """Reads that wait for one of `primary_reads`; the next are refused at once: the primary is the writers'."""
     merged: int = 64
     """The most reads that share one statement: beyond it the time of the statement grows as fast as what it saves."""
     statements: int = 2
@@ -164,7 +164,7 @@ class Settings:
             SettingsError: one is missing, unknown or wrong; the message names it, on one line.
         """
         source = _Source(environ)
-        role = source.choice("ATELIER_ROLE", ("all", "reads", "writes"), "all")
+        role: Role = source.choice("ATELIER_ROLE", ("all", "reads", "writes"), "all")
         settings = cls(
             nodes=source.read("ATELIER_NODES", parse_node_lines, secret=True),
             nodes_file=source.file_of("ATELIER_NODES"),

@@ -41,12 +41,14 @@ class CausalToken:
     minted_by_replica: bool = False
 
     def merge(self, other: "CausalToken") -> "CausalToken":
-        """The later of two tokens of one history (the caller has judged both by it); equal positions keep the mark."""
-        if self.lsn == other.lsn:
-            newer = max(self, other, key=lambda token: token.timeline)
-            marked = self.minted_by_replica or other.minted_by_replica
-            return CausalToken(newer.system_id, newer.timeline, newer.lsn, marked)
-        return self if self.lsn > other.lsn else other
+        """The later of two tokens of one history (the caller has judged both by it).
+
+        The mark stays when either has it: a later position of the primary's does not promise that what a replica
+        showed before it is visible on the primary already.
+        """
+        later = max(self, other, key=lambda token: (token.lsn.bytes, token.timeline))
+        marked = self.minted_by_replica or other.minted_by_replica
+        return CausalToken(later.system_id, later.timeline, later.lsn, marked)
 
 
 class Standing(Enum):
@@ -105,9 +107,16 @@ class TokenKeys:
         if not keys or any(len(key) < 32 for key in keys):
             raise ValueError("token keys: at least one of at least 32 bytes")
         self._keys = keys
+        self._last: tuple[CausalToken, str] | None = None
 
     def seal(self, token: CausalToken) -> str:
         """Writes a token as the text that goes to a client."""
+        # All answers of one merged statement carry the same token object, and sealing it costs more than looking.
+        if self._last is None or self._last[0] is not token:
+            self._last = (token, self._write(token))
+        return self._last[1]
+
+    def _write(self, token: CausalToken) -> str:
         flags = _BY_REPLICA if token.minted_by_replica else 0
         payload = _PAYLOAD.pack(_VERSION, flags, token.system_id, token.timeline, token.lsn.bytes)
         return base64.urlsafe_b64encode(payload + _mac(self._keys[0], payload)).rstrip(b"=").decode("ascii")

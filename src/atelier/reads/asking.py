@@ -7,11 +7,12 @@ from atelier.deadline import Clock, Deadline
 from atelier.http import open_token, parse_number
 from atelier.problems import ProblemError
 from atelier.reads.executor import Ask
-from atelier.reads.router import Policy
+from atelier.reads.router import Consistency, Policy
 from atelier.settings import Settings
 from atelier.token import CausalToken, TokenKeys
 
 _BOUNDED = re.compile(r"bounded\s*;\s*max-lag-ms\s*=\s*([0-9]{1,9})", re.ASCII)
+_PLAIN: Mapping[str, Consistency] = {"eventual": "eventual", "causal": "causal", "strong": "strong"}
 _LARGEST_WAIT_MS = 999_999_999
 
 
@@ -39,7 +40,9 @@ class Asker:
     def make(self, token: CausalToken | None, consistency: str | None, wait_ms: str | None) -> Ask:
         """Makes the ask from a token and the two headers as they were sent; None where they were not."""
         reads = self._settings.reads
-        wait = reads.wait_ms if wait_ms is None else parse_number(wait_ms, "Atelier-Wait-Ms", low=0, high=_LARGEST_WAIT_MS)
+        wait = reads.wait_ms
+        if wait_ms is not None:
+            wait = parse_number(wait_ms, "Atelier-Wait-Ms", low=0, high=_LARGEST_WAIT_MS)
         return Ask(
             policy=self._policy(consistency, token),
             token=token,
@@ -50,8 +53,8 @@ class Asker:
     def _policy(self, consistency: str | None, token: CausalToken | None) -> Policy:
         reads = self._settings.reads
         word = consistency.strip() if consistency is not None else "eventual" if token is None else "causal"
-        if word in ("eventual", "causal", "strong"):
-            return Policy(word, reads.max_lag_ms, reads.strategy)
+        if word in _PLAIN:
+            return Policy(_PLAIN[word], reads.max_lag_ms, reads.strategy)
         if bounded := _BOUNDED.fullmatch(word):
             return Policy("bounded", int(bounded[1]), reads.strategy)
         raise ProblemError(

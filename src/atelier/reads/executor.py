@@ -1,29 +1,32 @@
-"""Runs one read: token -> route -> wait -> acquire -> run, and the only place that tries again."""
+"""Runs one read: token -> route -> wait -> run, and the only place that tries again."""
 
-import asyncio
 import itertools
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import asyncpg
 import structlog
 
 from atelier.deadline import Clock, Deadline
-from atelier.errors import DeadlineExceededError, HistoryLostError, NoReplicaError, PrimaryUnavailableError
-from atelier.lsn import Lsn
+from atelier.errors import DeadlineExceededError, NodeError, NoReplicaError, PrimaryUnavailableError
+from atelier.reads.batch import NodeFailedError, NodeFullError, Outcome, StatementFailedError
 from atelier.reads.pools import ReadPools
+from atelier.reads.position import PositionMovedError, check_start, known_timeline, mint
 from atelier.reads.queries import Statement
-from atelier.reads.router import Load, Policy, Route, choose
-from atelier.token import CausalToken, Standing
-from atelier.topology.monitor import TopologyMonitor, flushed
+from atelier.reads.router import Policy, Route, choose, choose_stalest_allowed
+from atelier.reads.wait import admit, merge, timeline_later
+from atelier.settings import WhenFull
+from atelier.telemetry import DECISIONS, EJECTIONS, RETRIES, WAITS
+from atelier.token import CausalToken
+from atelier.topology.monitor import TopologyMonitor, Whom
 from atelier.topology.state import ClusterSnapshot, NodeState
 
 # A sibling, then whoever is left: a third failure in one request is no accident of one node.
 ATTEMPTS = 3
 
-_NODE_FAILURES = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+# SQLSTATEs after which the same statement may well work elsewhere or later: a conflict with replay
+# (https://www.postgresql.org/docs/18/hot-standby.html#HOT-STANDBY-CONFLICT), a deadlock, a timeout.
+_PASSING_STATES = {"40001", "40P01", "57014"}
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +50,7 @@ class Ask:
 
 @dataclass(slots=True)
 class Timings:
-    """Where the time of one read went, in milliseconds."""
+    """Where the time of one read went, in milliseconds: waiting is for a node to come up, or to have room."""
 
     route_ms: float = 0.0
     wait_ms: float = 0.0
@@ -59,7 +62,7 @@ class Answer:
     """What one node answered.
 
     Attributes:
-        rows: of the statement.
+        rows: of the statement; one for every id, so one.
         node: the node's name.
         reason: why it was chosen.
         lag_ms: upper bound of its lag when it was read; None when unknown.
@@ -75,142 +78,193 @@ class Answer:
     timings: Timings = field(default_factory=Timings)
 
 
-class _PositionMovedError(Exception):
-    """The server that answered is not the one that was observed: it started again, or was promoted."""
+class _TooOldError(Exception):
+    """The answer came so late that the bound on its age no longer holds."""
+
+
+@dataclass(slots=True)
+class _Try:
+    """One read under way: what is asked, and what has happened so far."""
+
+    statement: Statement
+    key: int
+    arguments: tuple[object, ...]
+    ask: Ask
+    timings: Timings = field(default_factory=Timings)
+    failed: set[str] = field(default_factory=set)
+    error: Exception | None = None
+    alone: bool = False
 
 
 class ReadExecutor:
     """Answers statements from the node that may answer them."""
 
-    def __init__(self, monitor: TopologyMonitor, pools: ReadPools, *, clock: Clock) -> None:
+    def __init__(
+        self, monitor: TopologyMonitor, pools: ReadPools, *, clock: Clock, when_primary_full: WhenFull = "refuse"
+    ) -> None:
         """Takes what it works with; owns none of it."""
         self._monitor = monitor
         self._pools = pools
         self._clock = clock
-        self._in_flight: Counter[str] = Counter()
+        self._when_primary_full = when_primary_full
         self._turns = itertools.count()
 
     def in_flight(self, node: str) -> int:
         """How many reads a node runs for this process now."""
-        return self._in_flight[node]
+        return self._pools.in_flight(node)
 
-    async def run(self, statement: Statement, arguments: Sequence[object], ask: Ask) -> Answer:
+    def connections(self, node: str) -> Mapping[str, int]:
+        """How many connections this process has to a node, `open`, and how many of them run a statement, `busy`."""
+        return self._pools.connections(node)
+
+    def ejected_until_s(self, node: str) -> float | None:
+        """When the node's ejection ends, on the clock; None when it is not ejected."""
+        return self._pools.health.ejected_until_s(node)
+
+    async def run(self, statement: Statement, arguments: Sequence[Any], ask: Ask) -> Answer:
         """Runs a statement on a node that keeps the promise that was asked for.
+
+        Args:
+            statement: takes an array of ids first, and gives one row an id.
+            arguments: the array, of one id, and the rest; reads with the same rest share statements.
+            ask: what the client wants of it.
 
         Raises:
             HistoryLostError: the token is of a history that this database does not have.
             NoReplicaError, PrimaryUnavailableError: no node may answer.
             DeadlineExceededError: the time is used up.
         """
-        timings = Timings()
-        failed: set[str] = set()
+        one = _Try(statement, arguments[0][0], tuple(arguments[1:]), ask)
         if ask.token is not None:
-            await self._admit(ask.token, ask.deadline)
+            await admit(self._monitor, ask.token, ask.deadline, beyond=ask.policy.consistency == "eventual")
         for _ in range(ATTEMPTS):
-            started_s = self._clock()
-            route = await self._route(ask, failed, timings)
-            timings.route_ms += (self._clock() - started_s) * 1000 - timings.wait_ms
+            route = await self._route(one)
             if route.node is None:
                 break
             try:
-                return await self._run_on(route.node, statement, arguments, ask=ask, reason=route.reason, timings=timings)
-            except (*_NODE_FAILURES, _PositionMovedError) as error:
-                log.warning("read_failed", node=route.node.name, error=f"{type(error).__name__}: {error}")
-                failed.add(route.node.name)
-                self._monitor.suspect(route.node.name)
-        raise _refusal(ask)
+                return await self._run_on(route.node, route.reason, one)
+            except (NodeError, PositionMovedError, _TooOldError) as error:
+                self._note_failure(route.node, error, one)
+        raise self._refusal(one)
 
-    async def _admit(self, token: CausalToken, deadline: Deadline) -> None:
-        """Lets a token pass that lies on the present history, and refuses others before anybody waits for them."""
-        snapshot = self._monitor.snapshot
-        if _is_plausible(snapshot, token):
-            return
-        try:
-            snapshot = await self._monitor.wait_for_fresh(deadline.sooner(1.0))
-        except DeadlineExceededError as error:
-            raise PrimaryUnavailableError("the token cannot be judged while no primary is known") from error
-        if _is_plausible(snapshot, token):
-            return
-        if snapshot.judge(token) is Standing.UNKNOWN:
-            raise PrimaryUnavailableError("the token is of a newer history than the primary that is known")
-        raise HistoryLostError
+    # Routing
 
-    async def _route(self, ask: Ask, failed: set[str], timings: Timings) -> Route:
-        """Chooses a node; waits first where a replica may still come up to the token."""
-        route = self._choose(self._monitor.snapshot, ask, failed)
-        if not route.may_wait or ask.wait_s <= timings.wait_ms / 1000:
-            return route
+    async def _route(self, one: _Try) -> Route:
+        """Chooses a node; waits first where a replica, or else the primary, may still come up to what is asked."""
+        started_s, waited_before_ms = self._clock(), one.timings.wait_ms
+        route = self._choose(self._monitor.snapshot, one)
+        if route.wait_for == "replica":
+            left_s = one.ask.wait_s - one.timings.wait_ms / 1000
+            whom: Whom = "replicas" if one.ask.policy.consistency == "causal" else "all"
+            route = await self._wait(one, left_s, lambda now: now.reason == "replica", whom=whom)
+        if route.node is None and route.reason == "primary-unsettled":
+            route = await self._wait(one, one.ask.deadline.remaining_s(), lambda now: now.node is not None)
+        waited_ms = one.timings.wait_ms - waited_before_ms
+        one.timings.route_ms += (self._clock() - started_s) * 1000 - waited_ms
+        return route
+
+    async def _wait(self, one: _Try, within_s: float, suits: Callable[[Route], bool], *, whom: Whom = "all") -> Route:
         started_s = self._clock()
+        outcome = "in-time"
         try:
             await self._monitor.wait_until(
-                lambda snapshot: self._choose(snapshot, ask, failed).reason == "replica",
-                ask.deadline.sooner(ask.wait_s),
+                lambda snapshot: suits(self._choose(snapshot, one)),
+                one.ask.deadline.sooner(max(0.0, within_s)),
+                whom=whom,
             )
         except DeadlineExceededError:
-            log.debug("read_waited_in_vain")
-        timings.wait_ms += (self._clock() - started_s) * 1000
-        return self._choose(self._monitor.snapshot, ask, failed)
+            outcome = "in-vain"
+        waited_s = self._clock() - started_s
+        one.timings.wait_ms += waited_s * 1000
+        WAITS.observe(waited_s, outcome)
+        return self._choose(self._monitor.snapshot, one)
 
-    def _choose(self, snapshot: ClusterSnapshot, ask: Ask, failed: set[str]) -> Route:
-        if failed:
-            snapshot = replace(snapshot, nodes=tuple(n for n in snapshot.nodes if n.name not in failed))
-        loads = {node.name: Load(in_flight=self._in_flight[node.name]) for node in snapshot.nodes}
+    def _choose(self, snapshot: ClusterSnapshot, one: _Try) -> Route:
+        loads = self._pools.loads(snapshot, self._monitor)
+        if one.failed:
+            snapshot = replace(snapshot, nodes=tuple(n for n in snapshot.nodes if n.name not in one.failed))
         return choose(
-            snapshot, ask.token, policy=ask.policy, now_s=self._clock(), loads=loads, turn=next(self._turns)
+            snapshot,
+            one.ask.token,
+            policy=one.ask.policy,
+            now_s=self._clock(),
+            loads=loads,
+            turn=next(self._turns),
         )
 
-    async def _run_on(
-        self,
-        node: NodeState,
-        statement: Statement,
-        arguments: Sequence[object],
-        *,
-        ask: Ask,
-        reason: str,
-        timings: Timings,
-    ) -> Answer:
-        started_s = self._clock()
-        lag_ms = node.lag_ms_at(started_s)
-        purpose = "primary" if node.role == "primary" else "replica"
-        self._in_flight[node.name] += 1
+    # Running
+
+    async def _run_on(self, node: NodeState, reason: str, one: _Try) -> Answer:
         try:
-            async with self._pools.acquire(node.address, purpose, ask.deadline) as connection:
-                rows = await connection.fetch(statement.sql, *arguments, timeout=ask.deadline.remaining_s())
-        finally:
-            self._in_flight[node.name] -= 1
-            timings.db_ms += (self._clock() - started_s) * 1000
-        token = _seen(node, rows[0])
-        return Answer(rows, node.name, reason, lag_ms, ask.token.merge(token) if ask.token else token, timings)
+            return await self._ask_node(node, reason, one)
+        except NodeFullError as error:
+            if node.role != "primary":
+                raise
+            stalest = self._stalest(one)
+            if stalest is None:
+                raise NoReplicaError("the replicas cannot answer, and the primary takes no more reads") from error
+            return await self._ask_node(stalest, "stale-replica", one)
 
+    def _stalest(self, one: _Try) -> NodeState | None:
+        if self._when_primary_full != "stalest" or one.ask.policy.consistency != "eventual":
+            return None
+        snapshot = self._monitor.snapshot
+        return choose_stalest_allowed(snapshot, self._clock(), self._pools.loads(snapshot, self._monitor))
 
-def _is_plausible(snapshot: ClusterSnapshot, token: CausalToken) -> bool:
-    """Whether a token lies on the known history, and that history is known to reach so far."""
-    if snapshot.judge(token) is not Standing.GOOD:
-        return False
-    if snapshot.history is not None and token.timeline < snapshot.history.timeline:
-        return True
-    reached = flushed(snapshot)
-    if reached is not None and token.lsn <= reached:
-        return True
-    return any(
-        node.observation is not None and node.observation.replayed_lsn >= token.lsn for node in snapshot.replicas
-    )
+    async def _ask_node(self, node: NodeState, reason: str, one: _Try) -> Answer:
+        observed = node.observation
+        assert observed is not None  # noqa: S101  an unobserved node is never fresh, and so never chosen
+        started_s = self._clock()
+        self._pools.health.begin(node.name, observed.started_at)
+        outcome = await self._pools.reader(node).fetch(
+            one.statement,
+            one.key,
+            one.arguments,
+            within_s=one.ask.deadline.spend_s(self._pools.patience_s),
+            alone=one.alone,
+        )
+        one.timings.wait_ms += max(0.0, outcome.sent_at_s - started_s) * 1000
+        took_ms = (outcome.came_at_s - outcome.sent_at_s) * 1000
+        one.timings.db_ms += took_ms
+        if self._pools.health.succeed(node.name, took_ms):
+            EJECTIONS.count(node.name, "slow")
+        check_start(observed, outcome.row)
+        lag_ms = node.lag_ms_at(outcome.came_at_s)
+        if one.ask.policy.consistency == "bounded" and (lag_ms is None or lag_ms > one.ask.policy.max_lag_ms):
+            raise _TooOldError
+        token = await self._mint(node, outcome, one.ask)
+        DECISIONS.count(node.name, reason)
+        return Answer((outcome.row,), node.name, reason, lag_ms, token, one.timings)
 
+    async def _mint(self, node: NodeState, outcome: Outcome, ask: Ask) -> CausalToken:
+        assert node.observation is not None  # noqa: S101  it was chosen
+        timeline = known_timeline(node.observation, outcome.row)
+        if timeline is None:
+            timeline = await timeline_later(self._monitor, node, outcome.came_at_s, ask.deadline)
+        seen = mint(node, outcome.row, timeline)
+        if ask.token is None or ask.policy.consistency != "eventual":
+            # The node was chosen because it had replayed the token, so what it has seen contains it.
+            return seen
+        return await merge(self._monitor, ask.token, seen, ask.deadline)
 
-def _seen(node: NodeState, row: Any) -> CausalToken:
-    """The position that an answer may have seen, as its own statement tells."""
-    observed = node.observation
-    if observed is None or observed.timeline is None:
-        raise _PositionMovedError
-    if row["started_at"] != observed.started_at or row["in_recovery"] != observed.in_recovery:
-        raise _PositionMovedError
-    reached = Lsn(row["reached_lsn"])  # the driver gives positions as integers
-    if row["in_recovery"] and row["received_lsn"] != row["reached_lsn"]:
-        reached = reached.next()
-    return CausalToken(observed.system_id, observed.timeline, reached, minted_by_replica=row["in_recovery"])
+    # Failing
 
+    def _note_failure(self, node: NodeState, error: Exception, one: _Try) -> None:
+        one.error = error
+        one.failed.add(node.name)
+        one.alone = isinstance(error, StatementFailedError)
+        RETRIES.count(node.name)
+        if isinstance(error, (NodeFailedError, PositionMovedError)):
+            self._monitor.suspect(node.name)
+            log.warning("read_failed", node=node.name, error=f"{type(error).__name__}: {error}"[:200])
+        if isinstance(error, NodeFailedError) and self._pools.health.fail(node.name):
+            EJECTIONS.count(node.name, "failed")
 
-def _refusal(ask: Ask) -> Exception:
-    if ask.policy.consistency == "strong":
-        return PrimaryUnavailableError()
-    return NoReplicaError()
+    def _refusal(self, one: _Try) -> Exception:
+        """What to tell the client: a statement that every node refuses is a mistake of ours, all else will pass."""
+        cause = one.error.__cause__ if isinstance(one.error, StatementFailedError) else None
+        if isinstance(cause, Exception) and getattr(cause, "sqlstate", None) not in _PASSING_STATES:
+            return cause
+        if one.ask.policy.consistency == "strong":
+            return PrimaryUnavailableError()
+        return NoReplicaError()

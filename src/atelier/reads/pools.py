@@ -1,85 +1,87 @@
-"""One asyncpg pool per node and purpose, as role `reader`; opened at first use, closed when the node leaves."""
+"""The nodes as this process reads from them: a reader per node and purpose, and how each of them is doing."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Literal
+import time
+from collections.abc import Mapping
 
-import asyncpg
-
-from atelier.deadline import Deadline
+from atelier.deadline import Clock
+from atelier.reads.batch import NodeReader, Purpose
+from atelier.reads.health import NodeHealth
+from atelier.reads.router import Load
 from atelier.settings import NodeAddress, Settings
-
-# A node is asked as replica or as primary: reads that fell back to the primary have a pool, and so a cap, of their own.
-Purpose = Literal["replica", "primary"]
-
-ReaderConnection = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+from atelier.topology.monitor import TopologyMonitor
+from atelier.topology.state import ClusterSnapshot, NodeState
 
 
 class ReadPools:
-    """Owns all reading connections of the process."""
+    """Owns all reading connections of the process; readers are made at first use, closed when their node leaves."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, clock: Clock = time.monotonic) -> None:
         """Takes the credentials and bounds. Does no I/O."""
         self._settings = settings
-        self._pools: dict[tuple[NodeAddress, Purpose], asyncpg.Pool[asyncpg.Record]] = {}
-        self._opening = asyncio.Lock()
+        self._clock = clock
+        self._readers: dict[tuple[NodeAddress, Purpose], NodeReader] = {}
+        self._loads: dict[str, Load] = {}
+        self._weights = dict(settings.reads.weights)
+        self._stalled_ms = settings.ejection.stalled_ms
+        self._generation = 0
+        self._closing: set[asyncio.Task[None]] = set()
+        # A little more than a statement gets: its own end tells more than running out of patience does.
+        self.patience_s = 1.1 * settings.timeouts.statement_ms / 1000
+        self.health = NodeHealth(settings.ejection, trial_s=settings.timeouts.statement_ms / 1000, clock=clock)
 
-    @asynccontextmanager
-    async def acquire(
-        self, address: NodeAddress, purpose: Purpose, deadline: Deadline
-    ) -> AsyncIterator["asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"]:
-        """Lends a connection until the block ends.
+    def reader(self, node: NodeState) -> NodeReader:
+        """What runs reads on a node in its present role: what fell back to the primary has a cap of its own."""
+        purpose: Purpose = "primary" if node.role == "primary" else "replica"
+        key = (node.address, purpose)
+        reader = self._readers.get(key)
+        if reader is None:
+            reader = self._readers[key] = NodeReader(self._settings, node.address, purpose, clock=self._clock)
+        return reader
 
-        Raises:
-            OSError, asyncpg.PostgresError: the node cannot be reached.
-            TimeoutError: no connection was free, or could be made, before the deadline.
-            DeadlineExceededError: the deadline has passed already.
+    def in_flight(self, name: str) -> int:
+        """How many reads a node runs for this process now."""
+        return sum(reader.in_flight for (address, _), reader in self._readers.items() if address.name == name)
+
+    def connections(self, name: str) -> Mapping[str, int]:
+        """How many connections this process has to a node, `open`, and how many of them run a statement, `busy`."""
+        pools = [reader.pool for (address, _), reader in self._readers.items() if address.name == name]
+        return {"open": sum(pool.size for pool in pools), "busy": sum(pool.lent for pool in pools)}
+
+    def loads(self, snapshot: ClusterSnapshot, monitor: TopologyMonitor) -> Mapping[str, Load]:
+        """What the router shall know of each node beside its position; the same objects every time, brought up to date.
+
+        A node that failed is left alone for a while, and so is one that has just gone silent: to a read, or to the
+        monitor's probe, before its observation expires.
         """
-        pool = self._pools.get((address, purpose)) or await self._open(address, purpose)
-        async with pool.acquire(timeout=deadline.spend_s(self._settings.timeouts.connect_ms / 1000)) as connection:
-            yield connection
+        if snapshot.generation != self._generation:
+            self._keep(snapshot)
+        for node in snapshot.nodes:
+            load = self._loads.get(node.name)
+            if load is None:
+                load = self._loads[node.name] = Load(weight=self._weights.get(node.name, 1))
+            reader = self._readers.get((node.address, "primary" if node.role == "primary" else "replica"))
+            silent_ms = max(monitor.unanswered_ms(node.name), reader.stalled_ms() if reader else 0.0)
+            load.in_flight = reader.in_flight if reader else 0
+            load.ewma_ms = self.health.ewma_ms(node.name)
+            load.ejected = silent_ms > self._stalled_ms or self.health.is_out(node.name)
+        return self._loads
 
     async def close(self) -> None:
-        """Closes everything; connections that are still lent are cut after the drain time."""
-        pools, self._pools = list(self._pools.values()), {}
-        await asyncio.gather(*(self._close_pool(pool) for pool in pools))
+        """Lets what runs come to its end, within the drain time, and closes everything."""
+        readers, self._readers = list(self._readers.values()), {}
+        for reader in readers:
+            self._close_soon(reader)
+        await asyncio.gather(*self._closing)
 
-    async def _open(self, address: NodeAddress, purpose: Purpose) -> "asyncpg.Pool[asyncpg.Record]":
-        async with self._opening:
-            key = (address, purpose)
-            if key not in self._pools:
-                limits = self._settings.pools
-                # With min_size 0 nothing is connected here, so a dead node cannot hold the lock.
-                self._pools[key] = await asyncpg.create_pool(
-                    host=address.host,
-                    port=address.port,
-                    user="reader",
-                    password=self._settings.reader_password,
-                    database=self._settings.database,
-                    min_size=0,
-                    max_size=limits.replica if purpose == "replica" else limits.primary_reads,
-                    timeout=self._settings.timeouts.connect_ms / 1000,
-                    command_timeout=self._settings.timeouts.statement_ms / 1000,
-                    init=_prepare,
-                    reset=_keep_session,
-                )
-            return self._pools[key]
+    def _keep(self, snapshot: ClusterSnapshot) -> None:
+        """Closes the readers of nodes that left, or that have another role in this generation."""
+        self._generation = snapshot.generation
+        wanted = {(node.address, "primary" if node.role == "primary" else "replica") for node in snapshot.nodes}
+        for key in [key for key in self._readers if key not in wanted]:
+            self._close_soon(self._readers.pop(key))
 
-    async def _close_pool(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
-        try:
-            async with asyncio.timeout(self._settings.timeouts.drain_ms / 1000):
-                await pool.close()
-        except TimeoutError:
-            pool.terminate()
-
-
-async def _prepare(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """Hands JSON through as the bytes that PostgreSQL made."""
-    await connection.set_type_codec(
-        "json", schema="pg_catalog", encoder=bytes, decoder=bytes, format="binary"
-    )
-
-
-async def _keep_session(_connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """Resets nothing: no read ever sets session state, and the default reset costs half of a pooled read's time."""
+    def _close_soon(self, reader: NodeReader) -> None:
+        task = asyncio.create_task(reader.close(self._settings.timeouts.drain_ms / 1000))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)

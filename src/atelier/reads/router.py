@@ -4,10 +4,11 @@ The invariant, whatever the snapshot: the chosen node has replayed everything th
 bound that was asked for; what is unknown satisfies nothing; and where any node is allowed, one is chosen.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from atelier.lsn import Lsn
 from atelier.settings import Strategy
 from atelier.token import CausalToken, Standing
 from atelier.topology.state import ClusterSnapshot, NodeState
@@ -30,14 +31,14 @@ class Policy:
     strategy: Strategy = "least-outstanding"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Load:
-    """What this process knows of a node beside its position.
+    """What this process knows of a node beside its position; the caller keeps it up to date.
 
     Attributes:
         in_flight: reads that it runs for this process now.
         ewma_ms: a moving average of its answer times; 0 when it has not answered yet.
-        ejected: taken out of routing for a while because it failed.
+        ejected: taken out of routing for a while because it failed or does not answer; asked only if nobody else can.
         weight: its share relative to the others.
     """
 
@@ -54,12 +55,13 @@ class Route:
     Attributes:
         node: the chosen one; None when none may answer now.
         reason: why, in a word that metrics and logs count by.
-        may_wait: no replica may answer yet, but one may after it has replayed more.
+        wait_for: whose progress may bring a node that is allowed, or a better one: a replica's, within the time that
+            the client gives it, or the primary's, within the whole request's. None when waiting changes nothing.
     """
 
     node: NodeState | None
     reason: str
-    may_wait: bool = False
+    wait_for: Literal["replica", "primary"] | None = None
 
 
 _NO_LOAD = Load()
@@ -85,22 +87,28 @@ def choose(
         turn: a number that the caller raises with every choice: it breaks ties, and stands in for chance.
 
     Returns:
-        The node, or none with the reason. A replica is preferred; the primary is the fallback.
+        The node, or none with the reason. A replica is preferred; the primary is the fallback; a node that was
+        ejected is asked when there is no other.
     """
-    usable = [node for node in snapshot.replicas if node.is_fresh(now_s)]
-    primary = _usable_primary(snapshot, token, policy=policy, now_s=now_s)
     if policy.consistency == "strong":
-        return Route(primary, "strong") if primary else Route(None, "no-primary")
-    allowed = [node for node in usable if allows(snapshot, node, token, policy=policy, now_s=now_s)]
-    chosen = _pick([n for n in allowed if not _load(loads, n).ejected] or allowed, policy.strategy, loads, turn)
-    if chosen:
-        return Route(chosen, "replica")
-    if policy.consistency != "eventual":
-        return Route(primary, "primary-ahead" if primary else "no-node-allowed", may_wait=bool(usable))
-    if primary:
-        return Route(primary, "replicas-lag" if usable else "no-replica")
-    freshest = max(usable, key=_replayed_bytes, default=None)
-    return Route(freshest, "freshest-replica" if freshest else "no-node")
+        return _choose_primary(snapshot, token, now_s)
+    fresh = [node for node in snapshot.nodes if node.role == "replica" and node.is_fresh(now_s)]
+    allowed = [node for node in fresh if allows(snapshot, node, token, policy=policy, now_s=now_s)]
+    healthy = [node for node in allowed if not _load(loads, node).ejected]
+    if healthy:
+        return Route(_pick(healthy, policy.strategy, loads, turn), "replica")
+    primary = _choose_primary(snapshot, None if policy.consistency == "eventual" else token, now_s)
+    if primary.node and allowed and _load(loads, primary.node).ejected:
+        primary = Route(None, primary.reason)
+    if primary.node or not allowed:
+        return _fall_back(primary, fresh, allowed, policy)
+    return Route(_pick(allowed, policy.strategy, loads, turn), "ejected-replica")
+
+
+def choose_stalest_allowed(snapshot: ClusterSnapshot, now_s: float, loads: Mapping[str, Load]) -> NodeState | None:
+    """The replica that has replayed most, whatever its lag; ejected ones last. None when there is none."""
+    fresh = [node for node in snapshot.replicas if node.is_fresh(now_s)]
+    return max(fresh, key=lambda node: (not _load(loads, node).ejected, _replayed_bytes(node)), default=None)
 
 
 def allows(
@@ -115,41 +123,81 @@ def allows(
 
 
 def covers(snapshot: ClusterSnapshot, node: NodeState, token: CausalToken | None) -> bool:
-    """Whether a node has replayed everything that a token has seen."""
+    """Whether a node shows everything that a token has seen."""
     if token is None:
         return True
-    if snapshot.judge(token) is not Standing.GOOD or node.observation is None:
+    if node.observation is None or snapshot.judge(token) is not Standing.GOOD:
         return False
-    return node.observation.replayed_lsn >= token.lsn
+    shown = _shown_lsn(node, token)
+    return shown is not None and shown >= token.lsn
 
 
-def _usable_primary(
-    snapshot: ClusterSnapshot, token: CausalToken | None, *, policy: Policy, now_s: float
-) -> NodeState | None:
+def _shown_lsn(node: NodeState, token: CausalToken) -> Lsn | None:
+    """Up to where a node shows all commits to the holder of a token.
+
+    A replica can show a commit that the primary has written and does not show yet, so what a replica minted waits
+    until the primary has settled. What the primary minted, it had shown.
+    """
+    seen = node.observation
+    if seen is None:
+        return None
+    return seen.settled_lsn if node.role == "primary" and token.minted_by_replica else seen.replayed_lsn
+
+
+def _choose_primary(snapshot: ClusterSnapshot, token: CausalToken | None, now_s: float) -> Route:
     primary = snapshot.primary
     if primary is None or not primary.is_fresh(now_s):
-        return None
-    return primary if policy.consistency == "eventual" or covers(snapshot, primary, token) else None
+        return Route(None, "no-primary")
+    if not covers(snapshot, primary, token):
+        return Route(None, "primary-unsettled", wait_for="primary")
+    return Route(primary, "strong")
 
 
-def _pick(
-    candidates: list[NodeState], strategy: Strategy, loads: Mapping[str, Load], turn: int
-) -> NodeState | None:
-    """Chooses among equals; the turn rotates them first, so that ties go round."""
-    if not candidates:
-        return None
+def _fall_back(primary: Route, fresh: Sequence[NodeState], allowed: Sequence[NodeState], policy: Policy) -> Route:
+    """The primary in the replicas' place, or, for an eventual read with no primary, the freshest of those that lag."""
+    if policy.consistency == "eventual":
+        if primary.node:
+            return Route(primary.node, _why_not_a_replica(fresh, allowed))
+        freshest = max(fresh, key=_replayed_bytes, default=None)
+        return Route(freshest, "freshest-replica" if freshest else "no-node")
+    if fresh and not allowed:
+        return Route(primary.node, "replicas-behind" if primary.node else primary.reason, wait_for="replica")
+    return Route(primary.node, _why_not_a_replica(fresh, allowed) if primary.node else primary.reason, primary.wait_for)
+
+
+def _why_not_a_replica(fresh: Sequence[NodeState], allowed: Sequence[NodeState]) -> str:
+    if allowed:
+        return "replicas-ejected"
+    return "replicas-behind" if fresh else "no-replica"
+
+
+def _pick(candidates: list[NodeState], strategy: Strategy, loads: Mapping[str, Load], turn: int) -> NodeState:
+    """Chooses among equals, of which there is at least one; the turn rotates them first, so that ties go round."""
+    if len(candidates) == 1:
+        return candidates[0]
     start = turn % len(candidates)
     rotated = candidates[start:] + candidates[:start]
     match strategy:
         case "round-robin":
-            return rotated[0]
+            return _pick_by_weight(candidates, loads, turn)
         case "random-two-choices":
-            second = 1 + (turn // len(rotated)) % max(1, len(rotated) - 1)
-            return min(rotated[0], *rotated[second : second + 1], key=lambda node: _busyness(node, loads))
+            second = 1 + (turn // len(rotated)) % (len(rotated) - 1)
+            return min(rotated[0], rotated[second], key=lambda node: _busyness(node, loads))
         case "latency-ewma":
-            return min(rotated, key=lambda node: _load(loads, node).ewma_ms * (1 + _load(loads, node).in_flight))
+            return min(rotated, key=lambda node: _load(loads, node).ewma_ms * _busyness(node, loads))
         case "least-outstanding":
             return min(rotated, key=lambda node: _busyness(node, loads))
+
+
+def _pick_by_weight(candidates: list[NodeState], loads: Mapping[str, Load], turn: int) -> NodeState:
+    """Goes round, staying at each node for as many turns as its weight."""
+    weights = [max(1, round(_load(loads, node).weight)) for node in candidates]
+    place = turn % sum(weights)
+    for node, weight in zip(candidates, weights, strict=True):
+        if place < weight:
+            return node
+        place -= weight
+    return candidates[-1]
 
 
 def _busyness(node: NodeState, loads: Mapping[str, Load]) -> float:

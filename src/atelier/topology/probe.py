@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import asyncpg
 
@@ -10,6 +10,7 @@ from atelier.errors import PrimaryUnavailableError
 from atelier.lsn import Lsn
 from atelier.settings import NodeAddress, Timeouts
 from atelier.token import History
+from atelier.topology.settling import Settling
 from atelier.topology.state import Observation
 
 # Constant for the life of a connection: a server that starts again has closed it.
@@ -17,23 +18,49 @@ WHO_ARE_YOU = """
 select (select system_identifier from pg_control_system()) as system_id, pg_postmaster_start_time() as started_at
 """
 
-# The timeline and the position come from the same statement. A primary tells its timeline by the name of the file it
-# flushes to, a standby by what it streams: pg_control_checkpoint() is old until the next checkpoint, and on a promoted
-# node pg_last_wal_replay_lsn() stays at the fork for ever. CASE evaluates only the branch that it takes.
+# Order matters and is kept by OFFSET 0 and LATERAL: first the positions, then the timeline and what runs. A timeline
+# read later is that of the positions or of a descendant that shares them; one read earlier might be outdated.
+#
+# Timelines: a primary tells its own by the name of the file that it writes, a standby by what it streams, or, with its
+# receiver away, by the newest files that it has written. pg_control_checkpoint() is old until the next checkpoint, and
+# on a promoted node pg_last_wal_replay_lsn() stays at the fork for ever. CASE evaluates only the branch it takes.
+#
+# `waiting`: the startup process has replayed what it can and waits for more. Asked only where the positions leave it
+# open, since it costs a look at every process.
 WHERE_ARE_YOU = """
 select
-    state.in_recovery,
-    case when state.in_recovery then receiver.received_tli
-         else ('x' || left(pg_walfile_name(pg_current_wal_flush_lsn()), 8))::bit(32)::integer end as timeline,
-    case when state.in_recovery then pg_last_wal_receive_lsn()::text end as received_lsn,
-    case when state.in_recovery then pg_last_wal_replay_lsn()::text
-         else pg_current_wal_flush_lsn()::text end as replayed_lsn,
-    coalesce(receiver.status = 'streaming', false) as streaming
-from (select pg_is_in_recovery() as in_recovery) as state
-left join pg_stat_wal_receiver as receiver on true
+    state.*,
+    case when not state.in_recovery then ('x' || left(pg_walfile_name(pg_current_wal_flush_lsn()), 8))::bit(32)::integer
+         else coalesce(receiver.received_tli, (
+             select max(('x' || left(file.name, 8))::bit(32)::integer)
+             from pg_ls_waldir() as file where file.name ~ '^[0-9A-F]{24}$')) end as timeline,
+    coalesce(receiver.status = 'streaming', false) as streaming,
+    case when state.in_recovery and (receiver.pid is null or state.received_lsn is distinct from state.replayed_lsn)
+         then coalesce((
+             select process.wait_event in ('RecoveryWalStream', 'RecoveryRetrieveRetryInterval')
+             from pg_stat_get_activity(null) as process where process.backend_type = 'startup'), false)
+              and current_setting('restore_command') = ''
+         else false end as waiting,
+    case when not state.in_recovery then array(
+        select process.backend_xid::text::bigint from pg_stat_get_activity(null) as process
+        where process.backend_xid is not null) end as running
+from (
+    select in_recovery,
+           case when in_recovery then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end as replayed_lsn,
+           case when in_recovery then pg_last_wal_receive_lsn() end as received_lsn
+    from (select pg_is_in_recovery() as in_recovery offset 0) as recovery
+    offset 0
+) as state
+left join lateral (
+    select pid, status, received_tli from pg_stat_get_wal_receiver() where state.in_recovery
+) as receiver on true
 """
 
 NEWEST_HISTORY = "select timeline, content from atelier_monitor.newest_history()"
+
+# A standby without a receiver that stood still between two probes so far apart has tried, and failed, to replay more:
+# it tries again every wal_retrieve_retry_interval, half of this.
+STILL_S = 1.0
 
 
 class Probe:
@@ -44,7 +71,8 @@ class Probe:
         self._connection = connection
         self.system_id = system_id
         self.started_at = started_at
-        self._last_timeline: int | None = None
+        self._settling = Settling()
+        self._still: tuple[object, float] | None = None
 
     @classmethod
     async def open(cls, address: NodeAddress, *, database: str, password: str, timeouts: Timeouts) -> Self:
@@ -92,25 +120,41 @@ class Probe:
         """
         row = await self._connection.fetchrow(WHERE_ARE_YOU)
         assert row is not None  # noqa: S101  a left join of one row has one row
-        # A standby whose receiver is away goes on with the timeline that it streamed last.
-        self._last_timeline = row["timeline"] or self._last_timeline
+        replayed = Lsn(row["replayed_lsn"] or 0)
         return Observation(
             observed_at_s=asked_at_s,
             in_recovery=row["in_recovery"],
             system_id=self.system_id,
-            timeline=self._last_timeline,
+            timeline=row["timeline"],
             started_at=self.started_at,
-            received_lsn=Lsn.parse(row["received_lsn"]) if row["received_lsn"] else None,
-            replayed_lsn=Lsn.parse(row["replayed_lsn"] or "0/0"),
+            received_lsn=None if row["received_lsn"] is None else Lsn(row["received_lsn"]),
+            replayed_lsn=replayed,
             streaming=row["streaming"],
+            resting=row["in_recovery"] and self._is_resting(row, asked_at_s),
+            settled_lsn=None if row["in_recovery"] else self._settling.note(replayed, frozenset(row["running"])),
         )
 
+    def _is_resting(self, row: Any, now_s: float) -> bool:
+        """Whether no record beyond the replayed position was being replayed; see `Observation.resting`."""
+        replayed, received = row["replayed_lsn"], row["received_lsn"]
+        if received == replayed:
+            return True
+        if received is None or received < replayed:
+            return bool(row["waiting"])
+        # What was received further on may be half a record, as a crashed primary leaves it behind.
+        place = (replayed, received)
+        if not row["waiting"] or row["streaming"]:
+            self._still = None
+        elif self._still is None or self._still[0] != place:
+            self._still = (place, now_s)
+        return self._still is not None and now_s - self._still[1] >= STILL_S
+
     async def read_history(self, timeline: int) -> History:
-        """Reads how history came to a timeline, from the newest history file of a primary on it.
+        """Reads how history came to a timeline, from the newest history file of a node that is on it.
 
         Raises:
             OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError: the node does not answer.
-            PrimaryUnavailableError: the file is not of that timeline: the node was promoted a moment ago, or again.
+            PrimaryUnavailableError: the file is not of that timeline: the node came to it a moment ago, or went on.
         """
         if timeline == 1:
             return History(self.system_id, 1)

@@ -27,6 +27,9 @@ class Observation:
         received_lsn: on a standby, what it has received; None when it has streamed nothing since its start.
         replayed_lsn: on a standby what it has replayed; on a primary what it has flushed.
         streaming: on a standby, whether its WAL receiver is streaming now.
+        resting: on a standby, that no record beyond `replayed_lsn` was being replayed, so that nothing beyond it could
+            be seen. False where this is not certain.
+        settled_lsn: on a primary, the position up to which every commit is visible; None before one is known.
     """
 
     observed_at_s: float
@@ -37,6 +40,8 @@ class Observation:
     received_lsn: Lsn | None
     replayed_lsn: Lsn
     streaming: bool
+    resting: bool = False
+    settled_lsn: Lsn | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,8 @@ class ClusterSnapshot:
     Attributes:
         nodes: in the order of the settings.
         history: the history of the newest primary ever observed; None before there was one.
-        generation: rises when another server, or another start of it, becomes the primary.
+        generation: rises when another server, or another start of it, becomes the primary, and when nodes join or
+            leave.
     """
 
     nodes: tuple[NodeState, ...] = ()
@@ -111,6 +117,26 @@ class ClusterSnapshot:
     def judge(self, token: CausalToken) -> Standing:
         """How a token stands to the history that is known."""
         return self.history.judge(token) if self.history else Standing.UNKNOWN
+
+    def reaches(self, token: CausalToken) -> bool:
+        """Whether a token lies on the history that is known, and some node is known to have written or received it."""
+        if self.history is None or self.history.judge(token) is not Standing.GOOD:
+            return False
+        return token.timeline < self.history.timeline or any(_has(node, token.lsn) for node in self.nodes)
+
+    def position(self) -> CausalToken | None:
+        """Where the primary stood when it was last observed; None when there is none."""
+        seen = self.primary.observation if self.primary else None
+        if seen is None or seen.timeline is None:
+            return None
+        return CausalToken(seen.system_id, seen.timeline, seen.replayed_lsn)
+
+
+def _has(node: NodeState, lsn: Lsn) -> bool:
+    seen = node.observation
+    if seen is None or node.role not in ("primary", "replica"):
+        return False
+    return seen.replayed_lsn >= lsn or (seen.received_lsn is not None and seen.received_lsn >= lsn)
 
 
 def judge_nodes(

@@ -12,14 +12,7 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 
-# On a standby `replayed` can trail what a snapshot shows by the record that is being replayed; `received` tells
-# whether there may be one. The server's start time tells whether this is the server that the monitor observed.
-POSITION = """
-(select pg_is_in_recovery() as in_recovery, pg_postmaster_start_time() as started_at,
-        case when pg_is_in_recovery() then pg_last_wal_receive_lsn() end as received_lsn,
-        case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end as reached_lsn
- offset 0) as position
-"""
+from atelier.reads.position import POSITION
 
 _BLOCK = re.compile(r"^-- (name|fragment): (\w+)\n(.*?)(?=^-- (?:name|fragment): |\Z)", re.MULTILINE | re.DOTALL)
 _PLACE = re.compile(r"\{(\w+)\}")

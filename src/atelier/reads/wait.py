@@ -1,0 +1,92 @@
+"""What a read waits for before it is answered: a token that can be judged, a node that has come up to it."""
+
+from atelier.deadline import Deadline
+from atelier.errors import DeadlineExceededError, HistoryLostError, PrimaryUnavailableError
+from atelier.reads.position import PositionMovedError
+from atelier.token import CausalToken, Standing
+from atelier.topology.monitor import TopologyMonitor
+from atelier.topology.state import ClusterSnapshot, NodeState
+
+# A look at the primary takes milliseconds; a primary that does not answer within this is gone.
+_LOOK_S = 1.0
+
+
+async def admit(monitor: TopologyMonitor, token: CausalToken, deadline: Deadline, *, beyond: bool) -> None:
+    """Lets a token pass that lies on the present history, and refuses others before anybody waits for them.
+
+    Args:
+        monitor: looks at the primary again, once for all who need it, before anything is refused.
+        token: what the client sent.
+        deadline: of the request.
+        beyond: also let one pass whose position no node is known to have written yet: an eventual read does not wait
+            for it, and goes on with no primary to ask.
+
+    Raises:
+        HistoryLostError: its history is not that of this database, or reaches further than this database does.
+        PrimaryUnavailableError: only the primary could tell, and it does not answer.
+    """
+    snapshot = monitor.snapshot
+    if _passes(snapshot, token, beyond=beyond):
+        return
+    if snapshot.judge(token) is not Standing.LOST:
+        try:
+            snapshot = await monitor.wait_for_fresh(deadline.sooner(_LOOK_S))
+        except DeadlineExceededError as error:
+            if _passes(monitor.snapshot, token, beyond=beyond):
+                return
+            raise PrimaryUnavailableError("the token cannot be judged while no primary answers") from error
+    if _passes(snapshot, token, beyond=beyond):
+        return
+    if snapshot.judge(token) is Standing.UNKNOWN:
+        raise PrimaryUnavailableError("the token is of a newer history than that of the primary that is known")
+    raise HistoryLostError
+
+
+async def merge(monitor: TopologyMonitor, sent: CausalToken, seen: CausalToken, deadline: Deadline) -> CausalToken:
+    """Merges the token of an answer with one that was sent and that the answer did not have to cover.
+
+    Raises:
+        HistoryLostError: the answer is of a history in which what the client had seen is lost.
+        PositionMovedError: the answer is of a history that was thrown away, or that nobody knows yet.
+    """
+    snapshot = monitor.snapshot
+    if snapshot.judge(seen) is Standing.UNKNOWN:
+        try:
+            snapshot = await monitor.wait_until(
+                lambda now: now.judge(seen) is not Standing.UNKNOWN, deadline.sooner(_LOOK_S)
+            )
+        except DeadlineExceededError as error:
+            raise PositionMovedError from error
+    if snapshot.judge(seen) is not Standing.GOOD:
+        raise PositionMovedError
+    if snapshot.judge(sent) is Standing.LOST:
+        raise HistoryLostError
+    return sent.merge(seen)
+
+
+async def timeline_later(monitor: TopologyMonitor, node: NodeState, came_at_s: float, deadline: Deadline) -> int:
+    """The timeline of a node by a look at it that began after an answer came from it.
+
+    What the node had replayed then lies on that timeline, or on the part of an ancestor that it shares.
+
+    Raises:
+        PositionMovedError: the node has started again since, or does not answer.
+    """
+
+    def is_later(snapshot: ClusterSnapshot) -> bool:
+        now = snapshot.node(node.name)
+        return bool(now and now.observation and now.observation.observed_at_s >= came_at_s)
+
+    try:
+        snapshot = await monitor.wait_until(is_later, deadline.sooner(_LOOK_S))
+    except DeadlineExceededError as error:
+        raise PositionMovedError from error
+    now = snapshot.node(node.name)
+    before, after = node.observation, now.observation if now else None
+    if before is None or after is None or after.timeline is None or after.started_at != before.started_at:
+        raise PositionMovedError
+    return after.timeline
+
+
+def _passes(snapshot: ClusterSnapshot, token: CausalToken, *, beyond: bool) -> bool:
+    return snapshot.reaches(token) or (beyond and snapshot.judge(token) is Standing.GOOD)
