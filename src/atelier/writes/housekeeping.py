@@ -8,11 +8,14 @@ from atelier.writes.unit_of_work import UnitOfWork
 
 _BATCH = 2_000
 
+# One process prunes at a time. The others pass: two would only wait for each other's rows.
+_TAKE_TURN = text("select pg_try_advisory_xact_lock(6386796, 3) as is_ours")
+
 _PRUNE_KEYS = text("""
 delete from command_key using (
     select owner, key from command_key
      where created_at < (select clock_timestamp()) - make_interval(secs => :kept_s)
-     order by created_at limit :batch for update skip locked
+     order by created_at limit :batch
 ) as old
  where command_key.owner = old.owner and command_key.key = old.key
 returning 1
@@ -22,7 +25,7 @@ _PRUNE_CHANGES = text("""
 delete from outbox using (
     select position from outbox
      where at < (select clock_timestamp()) - make_interval(secs => :kept_s)
-     order by position limit :batch for update skip locked
+     order by position limit :batch
 ) as old
  where outbox.position = old.position
 returning 1
@@ -58,6 +61,8 @@ async def _prune(gateway: PrimaryGateway, deadline: Deadline, statement: TextCla
     pruned = 0
     while True:
         async with UnitOfWork(gateway, deadline) as uow:
+            if not (await uow.execute(_TAKE_TURN))[0].is_ours:
+                return pruned
             removed = len(await uow.execute(statement, {"kept_s": float(kept_s), "batch": _BATCH}))
             if removed:
                 await uow.commit()

@@ -1,0 +1,158 @@
+"""Inventory commands over real HTTP: adjustments, counts, reservations, expiry, and what the ledger says of them."""
+
+import asyncio
+from datetime import datetime
+
+import asyncpg
+import pytest
+
+from tests.commands.conftest import Shop
+
+pytestmark = pytest.mark.anyio
+
+
+async def stock_of(database: asyncpg.Connection, sku_id: int) -> tuple[int, int]:
+    row = await database.fetchrow("select on_hand, reserved from stock where sku_id = $1", sku_id)
+    return row["on_hand"], row["reserved"]
+
+
+async def ledger_of(database: asyncpg.Connection, sku_id: int) -> list[tuple[str, int]]:
+    rows = await database.fetch("select kind, delta from stock_movement where sku_id = $1 order by movement_id", sku_id)
+    return [(row["kind"], row["delta"]) for row in rows]
+
+
+async def test_adjustment_is_all_or_nothing(shop: Shop, database: asyncpg.Connection) -> None:
+    """One line that lacks stock refuses all, and every lacking line is named."""
+    first, second, third = await shop.stocked(5, 1, 0)
+    lines = [{"sku_id": first, "delta": 4}, {"sku_id": second, "delta": -2}, {"sku_id": third, "delta": -1}]
+    refused = await shop.post("/inventory/adjustments", {"reason": "count", "lines": lines})
+    assert refused.status_code == 409
+    assert refused.json()["lines"] == [
+        {"line": 1, "sku_id": second, "requested": 2, "available": 1},
+        {"line": 2, "sku_id": third, "requested": 1, "available": 0},
+    ]
+    assert await stock_of(database, first) == (5, 0)
+    lines[1]["delta"], lines[2]["delta"] = -1, 7
+    done = await shop.post("/inventory/adjustments", {"reason": "count", "lines": lines})
+    assert done.json()["lines"] == [
+        {"sku_id": first, "on_hand": 9, "reserved": 0, "available": 9, "version": 2},
+        {"sku_id": second, "on_hand": 0, "reserved": 0, "available": 0, "version": 2},
+        {"sku_id": third, "on_hand": 7, "reserved": 0, "available": 7, "version": 2},
+    ]
+    assert await ledger_of(database, first) == [("initial", 5), ("adjustment", 4)]
+    assert await ledger_of(database, third) == [("adjustment", 7)]
+
+
+async def test_count_needs_the_version_it_saw(shop: Shop, database: asyncpg.Connection) -> None:
+    """428 without If-Match, 412 with a stale one, 409 below what is reserved; a count that agrees changes nothing."""
+    [sku_id] = await shop.stocked(5)
+    path = f"/inventory/{sku_id}"
+    assert (await shop.send("PUT", path, {"on_hand": 3})).status_code == 428
+    counted = await shop.send("PUT", path, {"on_hand": 3}, If_Match='"1"')
+    assert (counted.status_code, counted.headers["ETag"], counted.json()["on_hand"]) == (200, '"2"', 3)
+    assert (await shop.send("PUT", path, {"on_hand": 9}, If_Match='"1"')).status_code == 412
+    assert (await shop.reserve((sku_id, 2))).status_code == 201
+    short = await shop.send("PUT", path, {"on_hand": 1}, If_Match='"3"')
+    assert (short.status_code, short.json()["type"]) == (409, "/problems/insufficient-stock")
+    same = await shop.send("PUT", path, {"on_hand": 3}, If_Match='"3"')
+    assert (same.status_code, same.headers["ETag"]) == (200, '"3"')
+    assert await ledger_of(database, sku_id) == [("initial", 5), ("count", -2)]
+
+
+async def test_confirming_sells_and_releasing_gives_back(shop: Shop, database: asyncpg.Connection) -> None:
+    """A reservation leaves pending once; whoever comes later is told how it ended."""
+    [sku_id] = await shop.stocked(5)
+    sold = await shop.reserve((sku_id, 2))
+    given_back = await shop.reserve((sku_id, 3))
+    assert sold.json()["state"] == "pending"
+    assert sold.headers["Location"] == f"/reservations/{sold.json()['reservation_id']}"
+    datetime.strptime(sold.json()["expires_at"], "%Y-%m-%dT%H:%M:%S.%fZ")
+    assert await stock_of(database, sku_id) == (5, 5)
+    assert (await shop.reserve((sku_id, 1))).json()["lines"][0]["available"] == 0
+    confirmed = await shop.post(sold.headers["Location"] + "/confirm")
+    assert (confirmed.status_code, confirmed.json()["state"]) == (200, "confirmed")
+    released = await shop.post(given_back.headers["Location"] + "/release")
+    assert (released.status_code, released.json()["state"]) == (200, "released")
+    assert await stock_of(database, sku_id) == (3, 0)
+    assert await ledger_of(database, sku_id) == [("initial", 5), ("sale", -2)]
+    for answer, state in ((sold, "confirmed"), (given_back, "released")):
+        for verb in ("confirm", "release"):
+            late = await shop.post(f"{answer.headers['Location']}/{verb}")
+            assert (late.status_code, late.json()["type"]) == (409, f"/problems/reservation-{state}")
+
+
+async def test_expired_reservation_gives_its_stock_back_by_itself(shop: Shop, database: asyncpg.Connection) -> None:
+    """Within a second of its expiry, and a confirm between the two is refused already."""
+    [sku_id] = await shop.stocked(5)
+    held = (await shop.reserve((sku_id, 2), ttl_seconds=30)).json()["reservation_id"]
+    await database.execute(
+        "update reservation set expires_at = clock_timestamp() + interval '300 ms' where reservation_id = $1", held
+    )
+    due_at = asyncio.get_running_loop().time() + 0.3
+    while await stock_of(database, sku_id) != (5, 0):
+        assert asyncio.get_running_loop().time() < due_at + 1.0, "not given back within a second of its expiry"
+        await asyncio.sleep(0.01)
+    late = await shop.post(f"/reservations/{held}/confirm")
+    assert (late.status_code, late.json()["type"]) == (409, "/problems/reservation-expired")
+    assert await ledger_of(database, sku_id) == [("initial", 5)]
+
+
+async def test_confirm_after_the_expiry_is_refused_before_it_was_swept(
+    shop: Shop, database: asyncpg.Connection
+) -> None:
+    """The clock decides, not the sweeper: here the sweeper cannot have come, it skips what is locked."""
+    [sku_id] = await shop.stocked(5)
+    held = (await shop.reserve((sku_id, 2))).json()["reservation_id"]
+    async with database.transaction():
+        await database.execute("update reservation set expires_at = clock_timestamp() where reservation_id = $1", held)
+        confirming = asyncio.create_task(shop.post(f"/reservations/{held}/confirm"))
+        await _wait_until_blocked(database)
+    refused = await confirming
+    assert (refused.status_code, refused.json()["type"]) == (409, "/problems/reservation-expired")
+
+
+async def test_unknown_things_are_not_found(shop: Shop) -> None:
+    """404 that names the SKU; it is an outcome, so the key keeps it."""
+    [sku_id] = await shop.stocked(5)
+    unknown = await shop.reserve((sku_id, 1), (2**62, 1))
+    assert (unknown.status_code, unknown.json()["sku_id"]) == (404, 2**62)
+    assert (await shop.adjust(2**62, 1)).status_code == 404
+    assert (await shop.post(f"/reservations/{2**62}/confirm")).status_code == 404
+    assert (await shop.send("PUT", f"/inventory/{2**62}", {"on_hand": 1}, If_Match='"1"')).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("statement", "constraint"),
+    [
+        ("update stock set on_hand = reserved - 1 where sku_id = $1", "stock_never_oversold"),
+        ("update stock set reserved = -1 where sku_id = $1", "stock_reserved_not_negative"),
+        ("update stock set reserved = on_hand + 1 where sku_id = $1", "stock_never_oversold"),
+    ],
+)
+async def test_tables_refuse_an_oversold_shelf_whoever_writes(
+    shop: Shop, database: asyncpg.Connection, statement: str, constraint: str
+) -> None:
+    """The CHECK constraints are the last line, also for raw SQL as the writing role."""
+    [sku_id] = await shop.stocked(5)
+    with pytest.raises(asyncpg.CheckViolationError) as caught:
+        await database.execute(statement, sku_id)
+    assert caught.value.constraint_name == constraint
+
+
+@pytest.mark.parametrize("table", ["stock_movement", "audit_entry", "audit_seal"])
+@pytest.mark.parametrize("statement", ["update {} set {} = null", "delete from {}", "truncate {}"])
+async def test_writer_can_only_append_to_ledger_and_audit(
+    database: asyncpg.Connection, table: str, statement: str
+) -> None:
+    """No UPDATE, DELETE or TRUNCATE for the role that the service writes with."""
+    column = "sealed_at" if table == "audit_seal" else "at"
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await database.execute(statement.format(table, column))
+
+
+async def _wait_until_blocked(database: asyncpg.Connection) -> None:
+    """Waits until some session waits for a lock that this one holds."""
+    blocked = "select count(*) from pg_stat_activity where pg_backend_pid() = any(pg_blocking_pids(pid))"
+    async with asyncio.timeout(10):
+        while not await database.fetchval(blocked):
+            await asyncio.sleep(0.01)
