@@ -64,13 +64,19 @@ class RejectLog:
 
     def write(self, path: Path) -> None:
         """Writes the report, with its header even when nothing was refused; replaces an older one at once."""
+        if path.exists() and not path.is_file():
+            self._write(path)  # a pipe or a device is written to, never replaced
+            return
         part = path.with_name(f"{path.name}.part")
-        with part.open("w", encoding="utf-8", newline="") as file:
+        self._write(part)
+        part.replace(path)
+
+    def _write(self, path: Path) -> None:
+        with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(HEADER)
             for layout in LAYOUTS:
                 writer.writerows(self._sorted(layout.title))
-        part.replace(path)
 
     def _part(self, title: str, stage: str) -> TextIO:
         if (title, stage) not in self._parts:

@@ -93,7 +93,8 @@ async def _note_offenders(connection: Connection, query: str) -> "array[int]":
 async def _delete_offenders(connection: Connection, layout: Layout) -> None:
     for target in targets_of(layout):
         await connection.execute(
-            f"delete from {SIDE}.{target.table} as bad using {SIDE}.offender where bad.{target.columns[0]} = offender.id"
+            f"delete from {SIDE}.{target.table} as bad using {SIDE}.offender"
+            f" where bad.{target.columns[0]} = offender.id"
         )
 
 
