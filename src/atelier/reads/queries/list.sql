@@ -39,6 +39,9 @@ id, name, slogan, description, category, short_price(default_price) as default_p
 id, $3::text as campus, name, slogan, description, category, default_price::text as default_price,
 utc_milliseconds(created_at) as created_at, utc_milliseconds(updated_at) as updated_at
 
+-- fragment: more
+(select id from product where id > page.last_id order by id limit 1) is not null
+
 -- name: list_documented
 {counted}
 select asked.id, total.products as total, page.body, position.*
@@ -60,8 +63,7 @@ cross join lateral (
 ) as page;
 
 -- name: after_documented
-select asked.id, page.last_id, exists (select from product where product.id > page.last_id) as has_more, page.body,
-       position.*
+select asked.id, page.last_id, {more} as has_more, page.body, position.*
 from {position}
 cross join unnest($1::bigint[]) as asked (id)
 cross join lateral (
@@ -70,8 +72,7 @@ cross join lateral (
 ) as page;
 
 -- name: after_live
-select asked.id, page.last_id, exists (select from product where product.id > page.last_id) as has_more, page.body,
-       position.*
+select asked.id, page.last_id, {more} as has_more, page.body, position.*
 from {position}
 cross join unnest($1::bigint[]) as asked (id)
 cross join lateral (

@@ -1,0 +1,93 @@
+"""How PostgreSQL runs the reads at 100,000 products: by indexes, every one of them."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from atelier.reads.queries import Statement, load_statements
+from tests.reads.conftest import LARGE
+
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+
+STATEMENTS = load_statements()
+
+# Read whole on purpose: the spans are one row per 32,768 ids, the changes are folded every 256.
+COUNTS = {"product_span", "product_change"}
+# Of an import or a restart, not of a request.
+ONE_ROW = {"current_catalogue"}
+
+_UNINDEXED = """
+select con.conrelid::regclass::text as source, con.conname
+  from pg_constraint con
+ where con.contype = 'f' and con.connamespace = 'atelier'::regnamespace
+   and not exists (
+       select from pg_index as index
+        where index.indrelid = con.conrelid and index.indpred is null
+          and (index.indkey::int2[])[0:cardinality(con.conkey) - 1] @> con.conkey)
+"""
+
+
+async def test_every_foreign_key_has_an_index(reader: asyncpg.Connection) -> None:
+    """PostgreSQL makes none by itself, and each is on the way of a join or of a cascade."""
+    assert await reader.fetch(_UNINDEXED) == []
+
+
+async def test_the_question_for_unindexed_keys_finds_one(large_cluster: Any) -> None:
+    """The check above can fail: without its index, a key is found."""
+    admin = await asyncpg.connect(large_cluster.superuser_dsn(large_cluster.primary.name))
+    change = admin.transaction()
+    await change.start()
+    try:
+        await admin.execute("drop index atelier.photo_style_id_idx")
+        assert [row["source"] for row in await admin.fetch(_UNINDEXED)] == ["atelier.photo"]
+    finally:
+        await change.rollback()
+        await admin.close()
+
+
+@pytest.mark.parametrize("name", sorted(STATEMENTS))
+async def test_no_read_scans_a_table(reader: asyncpg.Connection, name: str) -> None:
+    """Neither by the plan that is kept for all arguments, nor by one made for these."""
+    statement = STATEMENTS[name]
+    for plan in (await _generic_plan(reader, statement), await _plan(reader, statement)):
+        assert _scanned(plan) - COUNTS - ONE_ROW == set(), json.dumps(plan, indent=1)
+
+
+async def test_the_look_for_scans_finds_one(reader: asyncpg.Connection) -> None:
+    """The check above can fail: an offset does scan."""
+    plan = await _plan(reader, Statement("offset", "select name from product where name like $1"), "%9")
+    assert _scanned(plan) == {"product"}
+
+
+def _arguments(name: str) -> tuple[Any, ...]:
+    if name.startswith(("list_", "after_")):
+        return ([LARGE - 7], 5, *(("hr",) if name.endswith("_live") else ()))
+    if name == "product_live":
+        return ([LARGE - 7], "hr")
+    return ([LARGE - 7, 3],)
+
+
+async def _generic_plan(connection: asyncpg.Connection, statement: Statement) -> Any:
+    ids, *others = _arguments(statement.name)
+    literals = ", ".join([f"'{{{','.join(map(str, ids))}}}'", *(repr(other) for other in others)])
+    await connection.execute("set plan_cache_mode = force_generic_plan")
+    await connection.execute(f"prepare asked as {statement.sql}")
+    return json.loads(await connection.fetchval(f"explain (format json) execute asked({literals})"))[0]["Plan"]
+
+
+async def _plan(connection: asyncpg.Connection, statement: Statement, *arguments: Any) -> Any:
+    given = arguments or _arguments(statement.name)
+    return json.loads(await connection.fetchval(f"explain (format json) {statement.sql}", *given))[0]["Plan"]
+
+
+def _scanned(plan: dict[str, Any]) -> set[str]:
+    return {node["Relation Name"] for node in _nodes(plan) if node["Node Type"] == "Seq Scan"}
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from _nodes(child)
