@@ -61,7 +61,7 @@ class Dirt:
         self._random.shuffle(lines)
         self._damage(layout, lines)
         mixed: list[str | Wrong] = list(lines)
-        for wrong in self._wrong_rows(layout, self._random.choice(sorted(set(lines) & set(rows)) or lines)):
+        for wrong in self._wrong_rows(layout, self._random.choice(sorted(set(lines) & set(rows)))):
             # A copy comes after its original: the first of two rows is the one that stays.
             after = mixed.index(wrong.copies) + 1 if wrong.copies else 0
             mixed.insert(self._random.randrange(after, len(mixed) + 1), wrong)
@@ -83,11 +83,9 @@ class Dirt:
                     writer.writerow((f"{layout.title}.csv", line, reason, raw))
 
     def _damage(self, layout: Layout, lines: list[str]) -> None:
-        """Puts each repairable fault on a good row of its own."""
-        repairs = _REPAIRABLE[layout.title]
-        for at, damage in zip(
-            self._random.sample(range(len(lines)), min(len(repairs), len(lines))), repairs, strict=False
-        ):
+        """Puts each repairable fault on a good row of its own; one row at least stays as it is."""
+        faults = _REPAIRABLE[layout.title][: len(lines) - 1]
+        for at, damage in zip(self._random.sample(range(len(lines)), len(faults)), faults, strict=True):
             lines[at] = damage(lines[at])
 
     def _put(self, layout: Layout, mixed: list[str | Wrong]) -> Iterator[bytes]:
