@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from atelier.http import version_of_tag
 from atelier.problems import ProblemError
 from atelier.writes.commands import VersionMatch
 
@@ -16,7 +17,6 @@ LARGEST_BODY_BYTES = 1_048_576
 
 _KEY = re.compile(r"[A-Za-z0-9_~:.-]{1,255}", re.ASCII)
 _ENTITY_TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
-_VERSION_TAG = re.compile(r'"([0-9]{1,18})"', re.ASCII)
 _AT = re.compile(r" - at `\$(?P<path>.*)`$")
 _IN_OBJECT = re.compile(r"(?:unknown|missing required) field `(?P<name>.*?)`")
 _CHARSET = re.compile(r"""charset\s*=\s*"?utf-8"?""", re.IGNORECASE)
@@ -107,7 +107,7 @@ def parse_if_match(text: str | None) -> VersionMatch:
     tags = [tag.strip() for tag in text.split(",")]
     if not all(_ENTITY_TAG.fullmatch(tag) for tag in tags):
         raise ProblemError("invalid-request", 'If-Match takes entity tags like "7", or *', field="If-Match")
-    return VersionMatch(tuple(int(match[1]) for tag in tags if (match := _VERSION_TAG.fullmatch(tag))))
+    return VersionMatch(tuple(version for tag in tags if (version := version_of_tag(tag)) is not None))
 
 
 def fingerprint(method: str, path: str, query: str, *, if_match: str | None, body: object) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from litestar import HttpMethod, Request, Response, route
+from litestar import HttpMethod, Request, Response, get, route
 from litestar.handlers import HTTPRouteHandler
 
 from atelier.access.rate import RateLimiter
@@ -72,7 +72,7 @@ def _make_handler(writes: Writes, endpoint: Endpoint) -> HTTPRouteHandler:
 
 
 def _make_resolver(writes: Writes) -> HTTPRouteHandler:
-    @route("/commands/{key:str}", http_method=[HttpMethod.GET, HttpMethod.HEAD], summary="What became of a command")
+    @get("/commands/{key:str}", summary="What became of a command")
     async def resolve(request: Request[Any, Any, Any]) -> Response[bytes]:
         actor, headers = await _admit(writes, request)
         key = check_key(request.path_params["key"], required=True)

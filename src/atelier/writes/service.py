@@ -8,6 +8,7 @@ from typing import Self
 
 from sqlalchemy import text
 
+from atelier.access.sealer import seal_entries
 from atelier.access.verify import LOOKUP_SQL, KeyRecord
 from atelier.deadline import Clock, Deadline
 from atelier.settings import Settings
@@ -107,6 +108,7 @@ class WriteService:
         policy = self.policy
         return [
             Chore("sweep", policy.sweep_interval_s, lambda: sweep(self.gateway, self.deadline())),
+            Chore("seal-audit", policy.seal_interval_s, self._seal_audit),
             Chore("note-key-use", policy.note_use_interval_s, self._note_key_use),
             Chore(
                 "prune-keys",
@@ -119,6 +121,14 @@ class WriteService:
                 lambda: prune_changes(self.gateway, self.deadline(), kept_s=policy.changes_kept_s),
             ),
         ]
+
+    async def _seal_audit(self) -> None:
+        sealed = 1
+        while sealed:
+            async with UnitOfWork(self.gateway, self.deadline()) as uow:
+                sealed = await seal_entries(uow.execute)
+                if sealed:
+                    await uow.commit()
 
     async def _note_key_use(self) -> None:
         used, self._used_keys = self._used_keys, set()

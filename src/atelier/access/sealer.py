@@ -1,0 +1,142 @@
+"""Seals the audit: a chain of hashes over its entries, made seconds after them by one process at a time.
+
+The commands themselves are not chained: that would make every one of them wait for the one before it. An entry is
+sealed once no running transaction can still add one before it; what is not sealed yet is told, never passed over.
+
+A chain shows that an entry was changed, removed or slipped in behind a seal. That the newest seals themselves were cut
+off shows only to somebody who wrote the newest hash down elsewhere: `audit verify` prints it.
+"""
+
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+import msgspec
+from sqlalchemy import Executable, text
+
+Execute = Callable[[Executable, dict[str, Any]], Awaitable[Sequence[Any]]]
+"""Runs a statement in a transaction that the caller commits."""
+
+_BATCH = 1_000
+_FIRST = bytes(32)
+_LOCK = (6386796, 4)
+
+_COLUMNS = """entry_id, cast(xid as text) as xid, cast(extract(epoch from at) * 1000000 as bigint) as at_us,
+       cast(position as text) as position, actor, key_id, command, command_key, target, status, before, after"""
+
+_TAKE_TURN = text(f"select pg_try_advisory_xact_lock({_LOCK[0]}, {_LOCK[1]}) as is_ours")
+_NEWEST = text("""
+select seal_id, cast(last_xid as text) as last_xid, last_entry_id, hash from audit_seal order by seal_id desc limit 1
+""")
+# Every transaction below the oldest running one has ended: nothing can appear among its entries any more.
+_UNSEALED = text(f"""
+select {_COLUMNS} from audit_entry
+ where (xid, entry_id) > (cast(cast(:xid as text) as xid8), :entry_id)
+   and xid < pg_snapshot_xmin(pg_current_snapshot())
+ order by audit_entry.xid, entry_id limit {_BATCH}
+""")
+_SEAL = text("""
+insert into audit_seal (seal_id, last_xid, last_entry_id, entries, hash)
+values (:seal_id, cast(cast(:last_xid as text) as xid8), :last_entry_id, :entries, :hash)
+""")
+
+_SEALS_SQL = """
+select seal_id, last_xid::text as last_xid, last_entry_id, entries, hash from atelier.audit_seal order by seal_id
+"""
+_BETWEEN_SQL = f"""
+select {_COLUMNS} from atelier.audit_entry
+ where (xid, entry_id) > ($1::text::xid8, $2) and (xid, entry_id) <= ($3::text::xid8, $4)
+ order by audit_entry.xid, entry_id
+"""
+_BEHIND_SQL = """
+select entry_id from atelier.audit_entry where (xid, entry_id) > ($1::text::xid8, $2) order by xid, entry_id
+"""
+
+
+@dataclass(slots=True)
+class AuditReport:
+    """What a look at the whole chain found.
+
+    Attributes:
+        entries: how many entries are sealed, in `seals` seals.
+        seals: how many seals there are.
+        newest_hash: of the newest seal, in hexadecimal; None when there is none.
+        broken: one line for each seal that does not fit its entries.
+        unsealed: the ids of entries that wait for a seal.
+    """
+
+    entries: int = 0
+    seals: int = 0
+    newest_hash: str | None = None
+    broken: list[str] = field(default_factory=list)
+    unsealed: list[int] = field(default_factory=list)
+
+
+async def seal_entries(execute: Execute) -> int:
+    """Seals what can be sealed, one batch; 0 when there is nothing, or when another process is at it."""
+    if not (await execute(_TAKE_TURN, {}))[0].is_ours:
+        return 0
+    newest = await execute(_NEWEST, {})
+    seal_id, xid, entry_id, link = (
+        (newest[0].seal_id, newest[0].last_xid, newest[0].last_entry_id, bytes(newest[0].hash))
+        if newest
+        else (0, "0", 0, _FIRST)
+    )
+    entries = await execute(_UNSEALED, {"xid": xid, "entry_id": entry_id})
+    if not entries:
+        return 0
+    seal = {
+        "seal_id": seal_id + 1,
+        "last_xid": entries[-1].xid,
+        "last_entry_id": entries[-1].entry_id,
+        "entries": len(entries),
+        "hash": hash_entries(link, entries),
+    }
+    await execute(_SEAL, seal)
+    return len(entries)
+
+
+async def verify_audit(connection: "asyncpg.Connection[asyncpg.Record]") -> AuditReport:
+    """Checks the whole chain, seal by seal, on one snapshot. As a role that may read both tables."""
+    report = AuditReport()
+    xid, entry_id, link = "0", 0, _FIRST
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        async for seal in _read_seals(connection):
+            entries = await connection.fetch(_BETWEEN_SQL, xid, entry_id, seal["last_xid"], seal["last_entry_id"])
+            xid, entry_id = seal["last_xid"], seal["last_entry_id"]
+            if problem := _judge(report.seals + 1, seal, entries, link):
+                report.broken.append(problem)
+            link = seal["hash"]
+            report.seals += 1
+            report.entries += len(entries)
+            report.newest_hash = link.hex()
+        report.unsealed = [row["entry_id"] for row in await connection.fetch(_BEHIND_SQL, xid, entry_id)]
+    return report
+
+
+def hash_entries(link: bytes, entries: Iterable[Any]) -> bytes:
+    """The hash of a seal: of the one before it, and of every entry, field by field, in order."""
+    hasher = hashlib.sha256(link)
+    for entry in entries:
+        encoded = msgspec.json.encode(tuple(entry))
+        hasher.update(len(encoded).to_bytes(4, "big") + encoded)
+    return hasher.digest()
+
+
+def _judge(expected_id: int, seal: asyncpg.Record, entries: Sequence[asyncpg.Record], link: bytes) -> str | None:
+    """One line that says what is wrong with a seal; None when it fits."""
+    if seal["seal_id"] != expected_id:
+        return f"seal {expected_id} is missing: {seal['seal_id']} comes next"
+    span = f"seal {seal['seal_id']} (up to entry {seal['last_entry_id']})"
+    if len(entries) != seal["entries"]:
+        return f"{span} was made over {seal['entries']} entries, now there are {len(entries)}"
+    if hash_entries(link, entries) != seal["hash"]:
+        return f"{span} does not fit its entries: one was changed"
+    return None
+
+
+async def _read_seals(connection: "asyncpg.Connection[asyncpg.Record]") -> AsyncIterator[asyncpg.Record]:
+    async for seal in connection.cursor(_SEALS_SQL, prefetch=_BATCH):
+        yield seal
