@@ -163,3 +163,18 @@ comment on function atelier_monitor.received_timeline() is
     'The timeline that this standby receives; NULL while its WAL receiver is away.';
 revoke all on function atelier_monitor.received_timeline() from public;
 grant execute on function atelier_monitor.received_timeline() to reader;
+
+-- What of the log is on at least that many of the standbys that a commit waits for; no row value while they are fewer.
+-- The view shows positions to monitors alone; the writer learns this one figure.
+create or replace function atelier_monitor.quorum_position(standbys integer) returns pg_lsn
+    language sql volatile security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+    select flush_lsn from pg_stat_replication where sync_state in ('quorum', 'sync') and flush_lsn is not null
+     order by flush_lsn desc offset standbys - 1 limit 1
+$$;
+comment on function atelier_monitor.quorum_position(integer) is
+    'The position that this many synchronous standbys have flushed; null while there are fewer.';
+revoke all on function atelier_monitor.quorum_position(integer) from public;
+grant usage on schema atelier_monitor to writer;
+grant execute on function atelier_monitor.quorum_position(integer) to writer;

@@ -54,7 +54,11 @@ def create_app(settings: Settings) -> Edge:
     if settings.role != "writes":
         routers.extend(build_reads(Reads(Storefront(executor), responder)))
 
-    service = WriteService(monitor, settings, WritePolicy(), clock=clock) if settings.role != "reads" else None
+    service = (
+        WriteService(monitor, settings, WritePolicy(quorum=settings.quorum), clock=clock)
+        if settings.role != "reads"
+        else None
+    )
     if service is not None:
         verifier = KeyVerifier(service.look_up_key, clock=clock, now=utc_now)
         routers.extend(build_handlers(Writes(service, verifier, RateLimiter(None, clock=clock), keys)))

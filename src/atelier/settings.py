@@ -17,6 +17,7 @@ WhenFull = Literal["refuse", "stalest"]
 Strategy = Literal["least-outstanding", "round-robin", "random-two-choices", "latency-ewma"]
 
 _NODE = re.compile(r"(?P<name>[a-z0-9][a-z0-9_-]{0,62})=(?P<host>[^=,\s/]+):(?P<port>\d{1,5})")
+_PATRONI = re.compile(r"http://(?P<host>[^=,\s/:]+):(?P<port>\d{1,5})/?", re.ASCII)
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]{1,255}", re.ASCII)
 _T = TypeVar("_T")
 
@@ -28,6 +29,18 @@ class NodeAddress:
     name: str
     host: str
     port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where something else than a database listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """As it stands in a URL."""
+        return f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +137,7 @@ class Settings:
     """What one process of the service needs to know."""
 
     nodes: tuple[NodeAddress, ...]
-    """All database nodes, in any order."""
+    """All database nodes, in any order; empty where Patroni tells them."""
     token_keys: tuple[bytes, ...]
     """Secrets that seal causal tokens; the first seals, all open."""
     reader_password: str = field(repr=False)
@@ -153,6 +166,11 @@ class Settings:
     """When a node is left alone."""
     web: WebPolicy = WebPolicy()
     """Defaults of HTTP."""
+    patroni: tuple[Endpoint, ...] = ()
+    """The REST APIs of Patroni's members, any of which tells the nodes. Empty where the nodes are given."""
+    quorum: int = 0
+    """Standbys that must have a commit before it is answered. 0: the primary alone decides, and its machine can take
+    acknowledged commands with it. More: a writer that finds PostgreSQL not set up for it refuses."""
     nodes_file: Path | None = None
     """Where the nodes came from; read again every few seconds. None when they were given by value."""
 
@@ -165,9 +183,12 @@ class Settings:
         """
         source = _Source(environ)
         role: Role = source.choice("ATELIER_ROLE", ("all", "reads", "writes"), "all")
+        patroni = source.read("ATELIER_PATRONI", parse_patroni, "")
         settings = cls(
-            nodes=source.read("ATELIER_NODES", parse_node_lines, secret=True),
+            nodes=() if patroni else source.read("ATELIER_NODES", parse_node_lines, secret=True),
             nodes_file=source.file_of("ATELIER_NODES"),
+            patroni=patroni,
+            quorum=source.number("ATELIER_QUORUM", 0, 0, 8),
             token_keys=source.read("ATELIER_TOKEN_KEYS", parse_token_keys, secret=True),
             reader_password=source.text("ATELIER_READER_PASSWORD", secret=True),
             monitor_password=source.text("ATELIER_MONITOR_PASSWORD", secret=True),
@@ -236,6 +257,17 @@ def parse_nodes(text: str) -> tuple[NodeAddress, ...]:
 def parse_node_lines(text: str) -> tuple[NodeAddress, ...]:
     """The same, where lines part nodes too; raises ValueError with the reason."""
     return parse_nodes(",".join(text.splitlines()))
+
+
+def parse_patroni(text: str) -> tuple[Endpoint, ...]:
+    """Reads `http://host:port,...`; empty for none. Raises ValueError with the reason."""
+    members = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = _PATRONI.fullmatch(part)
+        if not match or not 0 < int(match["port"]) < 65536:
+            raise ValueError(f"takes http://host:port, not {part!r}")
+        members.append(Endpoint(match["host"], int(match["port"])))
+    return tuple(members)
 
 
 def parse_weights(text: str) -> tuple[tuple[str, int], ...]:

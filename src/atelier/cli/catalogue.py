@@ -115,7 +115,7 @@ async def _export(environ: Mapping[str, str], folder: Path, watcher: Any) -> str
     primary = snapshot.primary.address if snapshot.primary else None
     nodes = [
         ExportNode(node.name, _dsn(node, "reader", settings.reader_password, settings.database), node != primary)
-        for node in settings.nodes
+        for node in (state.address for state in snapshot.nodes)
     ]
     return await export_catalogue(folder, nodes, watcher=watcher)
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import asyncpg
@@ -13,7 +14,7 @@ from atelier.deadline import Deadline
 from atelier.errors import DeadlineExceededError, PrimaryUnavailableError, SettingsError
 from atelier.settings import NodeAddress, Settings
 from atelier.topology.monitor import TopologyMonitor
-from atelier.topology.sources import StaticNodes
+from atelier.topology.sources import choose_source
 from atelier.topology.state import ClusterSnapshot
 
 _T = TypeVar("_T")
@@ -36,7 +37,7 @@ async def look(settings: Settings, wanted: Callable[[ClusterSnapshot], bool]) ->
         The last snapshot, whether it has what was wanted or not.
     """
     quiet_logs()
-    async with TopologyMonitor(settings, StaticNodes(settings.nodes)) as monitor:
+    async with TopologyMonitor(settings, choose_source(settings)) as monitor:
         try:
             return await monitor.wait_until(wanted, Deadline.after(_LOOK_S, time.monotonic))
         except DeadlineExceededError:
@@ -65,8 +66,7 @@ def password_of(environ: Mapping[str, str], role: str) -> str:
     if name in environ:
         return environ[name]
     try:
-        with open(environ[f"{name}_FILE"], encoding="utf-8") as file:
-            return file.read().strip()
+        return Path(environ[f"{name}_FILE"]).read_text(encoding="utf-8").strip()
     except KeyError as error:
         raise SettingsError(f"{name} is not set") from error
     except OSError as error:

@@ -49,7 +49,7 @@ def find_environment(data_dir: Path) -> Mapping[str, str]:
         AtelierError: there is no cluster there.
     """
     named = click.get_current_context().get_parameter_source("data_dir") is not ParameterSource.DEFAULT
-    if "ATELIER_NODES" in os.environ and not named:
+    if not named and any(name in os.environ for name in ("ATELIER_NODES", "ATELIER_NODES_FILE", "ATELIER_PATRONI")):
         return os.environ
     return over_environment(EmbeddedCluster.open(data_dir).environment())
 

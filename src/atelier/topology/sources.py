@@ -5,6 +5,7 @@ from typing import Protocol
 
 from atelier.errors import SettingsError
 from atelier.settings import NodeAddress, Settings, parse_node_lines
+from atelier.topology.patroni import PatroniNodes
 
 
 class NodeSource(Protocol):
@@ -53,5 +54,7 @@ class NodesFile:
 
 
 def choose_source(settings: Settings) -> NodeSource:
-    """The file when the settings name one, else the list in them."""
+    """Patroni when the settings name its members, the file when they name one, else the list in them."""
+    if settings.patroni:
+        return PatroniNodes(settings.patroni, timeout_ms=settings.timeouts.probe_ms)
     return NodesFile(settings.nodes_file) if settings.nodes_file else StaticNodes(settings.nodes)
