@@ -41,14 +41,19 @@ class Database:
 
     def load(self, folder: Path, **options: Any) -> Report:
         """Imports a folder."""
+        self.told = Told()
         return asyncio.run(self.load_async(folder, **options))
 
     async def load_async(self, folder: Path, **options: Any) -> Report:
         """Imports a folder, inside a running loop."""
-        self.told = Told()
         return await import_catalogue(
             find_files([folder]), self.dsn, options=ImportOptions(**options), watcher=self.told, clock=time.monotonic
         )
+
+    def start(self, folder: Path, **options: Any) -> "asyncio.Task[Report]":
+        """Begins an import; what it says comes into a fresh list."""
+        self.told = Told()
+        return asyncio.create_task(self.load_async(folder, **options))
 
     def export(self, folder: Path) -> Path:
         """Exports into a folder, from the primary."""

@@ -26,6 +26,7 @@ from atelier.loading.swap import Before, drop_old, look, swap
 
 # Any number that no other advisory lock of this database uses in its two-integer form.
 _IMPORT_LOCK = (0x61746C, 3)
+_LOCK_WAIT_S = 5.0
 _CLEAN_UP_S = 20.0
 
 
@@ -93,7 +94,7 @@ async def import_catalogue(
 
 async def _lock(control: Connection) -> None:
     """Keeps other imports out for as long as the connection lives."""
-    deadline = asyncio.get_running_loop().time() + 5.0
+    deadline = asyncio.get_running_loop().time() + _LOCK_WAIT_S
     while not await control.fetchval("select pg_try_advisory_lock($1, $2)", *_IMPORT_LOCK):
         # One that was killed a moment ago holds its lock until its server process has noticed.
         if asyncio.get_running_loop().time() > deadline:

@@ -50,6 +50,10 @@ class Before:
     empty: bool
 
 
+_HOLDERS = """
+select pid, usename, relation::regclass::text as relation from pg_locks join pg_stat_activity using (pid)
+ where granted and relation = any($1::regclass[]) and pid <> pg_backend_pid() limit 1
+"""
 # So many changes of one row between an import's beginning and its swap are not possible: at 10,000 a second they
 # would take eleven days.
 _VERSION_ROOM = 10_000_000_000
@@ -197,11 +201,5 @@ async def _roll_back(connection: Connection, transaction: asyncpg.transaction.Tr
 
 
 async def _who_blocks(connection: Connection) -> str:
-    row = await connection.fetchrow(
-        "select pid, usename, extract(epoch from clock_timestamp() - xact_start)::bigint as age_s"
-        " from pg_stat_activity where xact_start is not null and pid <> pg_backend_pid()"
-        " and backend_type = 'client backend' and datname = current_database() order by xact_start limit 1"
-    )
-    if row is None:
-        return "try again"
-    return f"the oldest transaction is {row['age_s']} s old: {row['usename']}, process {row['pid']}"
+    row = await connection.fetchrow(_HOLDERS, [f"{LIVE}.{table}" for table in (*TABLES, "reservation")])
+    return f"{row['usename']}, process {row['pid']}, holds {row['relation']}" if row else "try again"
