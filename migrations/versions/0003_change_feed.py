@@ -27,6 +27,16 @@ create table outbox (
 
 create index outbox_at_idx on outbox (at);
 
+create table outbox_floor (
+    singleton boolean primary key default true check (singleton),
+    position  bigint not null default 0
+);
+
+comment on column outbox_floor.position is
+    'The highest position that was pruned: who has seen less has missed something for good.';
+
+insert into outbox_floor default values;
+
 comment on table outbox is
     'One row per committed change, by position in commit order: every position is drawn under one advisory lock that '
     'its transaction holds until it has committed.';
@@ -114,7 +124,9 @@ create trigger stock_version_floor after delete on stock
 """
 
 GRANTS = """
-grant select on outbox to reader;
+grant select on outbox, outbox_floor to reader;
+
+grant select, update on outbox_floor to writer;
 
 grant select, insert, delete on outbox to writer;
 
@@ -139,7 +151,7 @@ def downgrade() -> None:
     op.execute("drop trigger product_version_floor on product")
     op.execute("drop trigger stock_version_floor on stock")
     op.execute("drop function announce_product, announce_stock, announce_catalogue, keep_version_floor")
-    op.execute("drop table outbox")
+    op.execute("drop table outbox, outbox_floor")
     op.execute("drop function draw_outbox_position")
     op.execute("drop sequence outbox_position_seq")
 

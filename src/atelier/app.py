@@ -17,11 +17,14 @@ from atelier.documentation.routes import build_documentation
 from atelier.operations import build_operations
 from atelier.reads.asking import Asker
 from atelier.reads.executor import ReadExecutor
+from atelier.reads.feed import Feed, FeedLimits, build_feed_handler
+from atelier.reads.keys import KeyLookup
 from atelier.reads.pools import ReadPools
 from atelier.reads.responding import Responder
 from atelier.reads.routes import Reads
 from atelier.reads.routes import build_handlers as build_reads
 from atelier.reads.storefront import Storefront
+from atelier.reads.tail import ChangeTail
 from atelier.settings import Settings
 from atelier.telemetry import configure_logging
 from atelier.token import CausalToken, TokenKeys
@@ -51,8 +54,12 @@ def create_app(settings: Settings) -> Edge:
         build_metrics([observe_nodes(lambda: monitor.snapshot, executor.in_flight, clock=clock)]),
         *build_documentation(write_document()),
     ]
+    lookup = KeyLookup(settings, monitor, clock=clock)
+    tail = ChangeTail(settings, monitor, clock=clock)
     if settings.role != "writes":
-        routers.extend(build_reads(Reads(Storefront(executor), responder)))
+        verifier = KeyVerifier(lookup.find, clock=clock, now=utc_now)
+        routers.extend(build_reads(Reads(Storefront(executor), responder, verifier)))
+        routers.append(build_feed_handler(Feed(tail, monitor, keys, clock=clock, limits=FeedLimits())))
 
     service = (
         WriteService(monitor, settings, WritePolicy(quorum=settings.quorum), clock=clock)
@@ -68,6 +75,8 @@ def create_app(settings: Settings) -> Edge:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(monitor)
             stack.push_async_callback(pools.close)
+            stack.callback(lookup.close)
+            await stack.enter_async_context(tail)
             if service is not None:
                 await stack.enter_async_context(service)
             yield

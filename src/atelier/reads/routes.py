@@ -7,6 +7,7 @@ from typing import Any
 from litestar import Request, Response, get
 from litestar.handlers import HTTPRouteHandler
 
+from atelier.access.verify import KeyVerifier
 from atelier.http import parse_id, parse_number, read_query
 from atelier.problems import ProblemError
 from atelier.reads.responding import Responder
@@ -16,6 +17,7 @@ ReadRequest = Request[Any, Any, Any]
 
 _CAMPUS = re.compile(r"[a-z0-9-]{1,32}", re.ASCII)
 _LIST_PARAMETERS = frozenset({"page", "count", "after"})
+_MOVEMENT_PARAMETERS = frozenset({"after", "count"})
 _LARGEST_COUNT = 1000
 _LIVE = "/api/fec2/{campus:str}"
 
@@ -26,6 +28,7 @@ class Reads:
 
     storefront: Storefront
     responder: Responder
+    verifier: KeyVerifier
 
 
 def build_handlers(reads: Reads) -> list[HTTPRouteHandler]:
@@ -64,12 +67,35 @@ def build_handlers(reads: Reads) -> list[HTTPRouteHandler]:
         style_id = _read_id(request, "style_id")
         return await respond(request, lambda ask: storefront.style(style_id, ask))
 
+    return [list_products, get_product, get_styles, get_related, get_style, *_build_inventory(reads)]
+
+
+def _build_inventory(reads: Reads) -> list[HTTPRouteHandler]:
+    """The routes that any valid API key may read, and nobody without one."""
+    storefront, respond = reads.storefront, reads.responder.respond
+
     @get("/inventory/{sku_id:str}")
     async def get_inventory(request: ReadRequest) -> Response[bytes]:
+        await reads.verifier.verify(request.headers.get("authorization"))
         sku_id = _read_id(request, "sku_id")
         return await respond(request, lambda ask: storefront.inventory(sku_id, ask))
 
-    return [list_products, get_product, get_styles, get_related, get_style, get_inventory]
+    @get("/inventory/{sku_id:str}/movements")
+    async def get_movements(request: ReadRequest) -> Response[bytes]:
+        await reads.verifier.verify(request.headers.get("authorization"))
+        sku_id = _read_id(request, "sku_id")
+        query = read_query(request.scope["query_string"], _MOVEMENT_PARAMETERS)
+        after = parse_number(query.get("after", "0"), "after", low=0)
+        count = parse_number(query.get("count", "100"), "count", low=1, high=_LARGEST_COUNT)
+        return await respond(request, lambda ask: storefront.movements(sku_id, after, count, ask))
+
+    @get("/reservations/{reservation_id:str}")
+    async def get_reservation(request: ReadRequest) -> Response[bytes]:
+        await reads.verifier.verify(request.headers.get("authorization"))
+        reservation_id = _read_id(request, "reservation_id")
+        return await respond(request, lambda ask: storefront.reservation(reservation_id, ask))
+
+    return [get_inventory, get_movements, get_reservation]
 
 
 def _read_id(request: ReadRequest, name: str) -> int:

@@ -76,6 +76,14 @@ class Storefront:
         """The stock of one SKU; its tag is its version."""
         return await self._one("inventory", sku_id, ask, what="SKU", tag=_tag_version)
 
+    async def movements(self, sku_id: int, after: int, count: int, ask: Ask) -> Document:
+        """The ledger of one SKU in the present catalogue, behind a movement, oldest first."""
+        return await self._one("movements", sku_id, ask, after, count, what="SKU")
+
+    async def reservation(self, reservation_id: int, ask: Ask) -> Document:
+        """One reservation."""
+        return await self._one("reservation", reservation_id, ask, what="reservation")
+
     async def _list(self, kind: str, start: int, count: int, campus: str | None, ask: Ask) -> tuple[Any, Answer]:
         name, extra = (f"{kind}_documented", ()) if campus is None else (f"{kind}_live", (campus,))
         answer = await self._executor.run(self._statements[name], ([start], count, *extra), ask)

@@ -20,15 +20,21 @@ delete from command_key using (
  where command_key.owner = old.owner and command_key.key = old.key
 returning 1
 """)
-# Always from the low end, so that what is left has no hole.
+# Always from the low end, so that what is left has no hole; readers who are further behind learn it from the floor.
 _PRUNE_CHANGES = text("""
-delete from outbox using (
-    select position from outbox
-     where at < (select clock_timestamp()) - make_interval(secs => :kept_s)
-     order by position limit :batch
-) as old
- where outbox.position = old.position
-returning 1
+with gone as (
+    delete from outbox using (
+        select position from outbox
+         where at < (select clock_timestamp()) - make_interval(secs => :kept_s)
+         order by position limit :batch
+    ) as old
+     where outbox.position = old.position
+    returning outbox.position
+), raised as (
+    update outbox_floor set position = highest
+      from (select max(position) as highest from gone) as found where highest > outbox_floor.position
+)
+select 1 from gone
 """)
 _TOUCH_KEYS = text("""
 update api_key set last_used_at = date_trunc('minute', clock_timestamp())

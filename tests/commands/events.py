@@ -1,0 +1,50 @@
+"""A reader of server-sent events, as small as it can be."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of the stream."""
+
+    id: str
+    name: str
+    data: dict[str, Any]
+
+
+class Events:
+    """The events of one open stream, one after the other."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self._lines = response.aiter_lines()
+
+    async def next(self) -> Event:
+        """The next event; comments are passed over."""
+        fields: dict[str, str] = {}
+        async for line in self._lines:
+            if line and not line.startswith(":"):
+                name, _, value = line.partition(": ")
+                fields[name] = value
+            elif not line and "data" in fields:
+                return Event(fields.get("id", ""), fields["event"], json.loads(fields["data"]))
+        raise EOFError
+
+    async def take(self, count: int) -> list[Event]:
+        """The next so many events."""
+        return [await self.next() for _ in range(count)]
+
+
+@asynccontextmanager
+async def follow(http: httpx.AsyncClient, after: str | None = None) -> AsyncIterator[Events]:
+    """Opens the change feed, behind an event."""
+    headers = {} if after is None else {"Last-Event-ID": after}
+    async with http.stream("GET", "/changes", headers=headers) as response:
+        assert response.status_code == 200, await response.aread()
+        yield Events(response)

@@ -1,0 +1,124 @@
+"""The change feed over real HTTP and real replicas: complete, in commit order, from wherever one left off."""
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from tests.commands.conftest import Shop, product, style
+from tests.commands.events import Event, Events, follow
+
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+
+
+async def next_about(events: Events, **wanted: int) -> Event:
+    """The next event about something; others may write at the same time."""
+    async with asyncio.timeout(15):
+        while True:
+            event = await events.next()
+            if all(event.data.get(name) == value for name, value in wanted.items()):
+                return event
+
+
+async def test_every_kind_of_change_is_announced(shop: Shop) -> None:
+    """Product created, updated, deleted; stock; each with version and a token that contains it."""
+    async with follow(shop.http) as events:
+        made = await shop.post("/products", product(styles=[style(5)]))
+        made_id = made.json()["id"]
+        created = await next_about(events, product_id=made_id)
+        assert (created.name, created.data["kind"], created.data["version"]) == ("product", "created", 1)
+        stocked = await next_about(events, product_id=made_id)
+        assert (stocked.name, stocked.data["available"], stocked.data["version"]) == ("stock", 5, 1)
+        sku_id = stocked.data["sku_id"]
+        await shop.reserve((sku_id, 2))
+        assert (await next_about(events, sku_id=sku_id)).data["available"] == 3
+        await shop.send("PATCH", f"/products/{made_id}", {"name": "Cap"})
+        updated = await next_about(events, product_id=made_id)
+        assert (updated.data["kind"], updated.data["version"]) == ("updated", 2)
+        read = await shop.http.get(f"/products/{made_id}", headers={"Atelier-Token": updated.data["token"]})
+        assert read.json()["name"] == "Cap"
+
+
+async def test_reconnecting_behind_an_event_misses_and_repeats_nothing(shop: Shop) -> None:
+    """Every version of a SKU arrives exactly once over many short connections, while others write too."""
+    [sku_id, noise] = await shop.stocked(0, 0)
+
+    async def change() -> None:
+        for _ in range(60):
+            await asyncio.gather(shop.adjust(sku_id, 1), *(shop.adjust(noise, 1) for _ in range(3)))
+
+    async with follow(shop.http) as events:
+        changing = asyncio.create_task(change())
+        seen = [await next_about(events, sku_id=sku_id)]
+    while seen[-1].data["version"] < 61:
+        async with follow(shop.http, seen[-1].id) as events:
+            for _ in range(7):
+                event = await events.next()
+                if event.data.get("sku_id") == sku_id:
+                    seen.append(event)
+                elif event.data.get("sku_id") == noise:
+                    seen[-1] = Event(event.id, seen[-1].name, seen[-1].data)
+                if seen[-1].data["version"] == 61:
+                    break
+    await changing
+    assert [event.data["version"] for event in seen] == list(range(2, 62))
+
+
+async def test_whole_stream_is_the_outbox_in_commit_order(shop: Shop, database: asyncpg.Connection) -> None:
+    """Two subscribers and the table tell the same story, also where commands are combined and rolled back."""
+    skus = await shop.stocked(*[3] * 6)
+    async with follow(shop.http) as first, follow(shop.http) as second:
+        answers = await asyncio.gather(*(shop.reserve((sku, 1), (skus[0], 1)) for sku in skus[1:] * 3))
+        assert {answer.status_code for answer in answers} == {201, 409}
+        last = await shop.adjust(skus[0], 100)
+        version = last.json()["lines"][0]["version"]
+        stories = []
+        for events in (first, second):
+            story = []
+            while True:
+                event = await events.next()
+                story.append(event)
+                if (event.data.get("sku_id"), event.data.get("version")) == (skus[0], version):
+                    break
+            stories.append([(event.id.split(".")[0], event.data.get("sku_id")) for event in story])
+    rows = await database.fetch(
+        "select position, sku_id from outbox where position between $1 and $2 order by position",
+        int(stories[0][0][0]), int(stories[0][-1][0]),
+    )  # fmt: skip
+    assert stories[0] == stories[1] == [(str(row["position"]), row["sku_id"]) for row in rows]
+
+
+async def test_late_commit_does_not_hide_behind_a_later_position(shop: Shop, database: asyncpg.Connection) -> None:
+    """A transaction that wrote first and commits last is announced last, and is announced."""
+    [slow, quick] = await shop.stocked(5, 5)
+    async with follow(shop.http) as events:
+        async with database.transaction():
+            await database.execute("update stock set on_hand = 9, version = version + 1 where sku_id = $1", slow)
+            await shop.adjust(quick, 1)
+            assert (await next_about(events, sku_id=quick)).data["available"] == 6
+        assert (await next_about(events, sku_id=slow)).data["available"] == 9
+
+
+async def test_foreign_and_pruned_event_ids_are_told_apart(shop: Shop, database: asyncpg.Connection) -> None:
+    """400 for what is no id of ours, 410 for one whose successors are gone."""
+    async with follow(shop.http) as events:
+        await shop.stocked(1)
+        event = await events.next()
+    for nonsense in ("1", "x.y", f"{event.id}x", "-1." + event.id.split(".")[1]):
+        refused = await shop.http.get("/changes", headers={"Last-Event-ID": nonsense})
+        assert (refused.status_code, refused.json()["type"]) == (400, "/problems/invalid-token")
+    await database.execute("update outbox_floor set position = greatest(position, 1)")
+    old = f"0.{event.id.split('.')[1]}"
+    await wait_for_floor(shop, old)
+    refused = await shop.http.get(f"/changes?after={old}")
+    assert (refused.status_code, refused.json()["type"]) == (410, "/problems/cursor-expired")
+
+
+async def wait_for_floor(shop: Shop, event_id: str) -> None:
+    """Waits until the replicas know the floor."""
+    async with asyncio.timeout(10):
+        while True:
+            async with shop.http.stream("GET", "/changes", headers={"Last-Event-ID": event_id}) as response:
+                if response.status_code == 410:
+                    return
+            await asyncio.sleep(0.05)
