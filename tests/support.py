@@ -23,7 +23,7 @@ from atelier.embedded.cluster import EmbeddedCluster
 from atelier.migrate import migrate
 
 # Durability is not what the tests' data are for. Nothing but tests may set these.
-FAST = {"fsync": "off", "full_page_writes": "off", "log_min_messages": "log"}
+FAST = {"fsync": "off"}
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ async def test_role_cannot_enter_another_database(cluster: EmbeddedCluster, role
 
 
 async def test_wrong_password_is_refused(cluster: EmbeddedCluster) -> None:
-    """scram everywhere; nobody is trusted for being on this machine."""
+    """Passwords everywhere; nobody is trusted for being on this machine."""
     with pytest.raises(asyncpg.InvalidPasswordError):
         await asyncpg.connect(role_dsn(cluster, "reader"), password="wrong")
 
@@ -234,16 +234,17 @@ async def _refusal(connection: "asyncpg.Connection[asyncpg.Record]", statement: 
     if not alone:
         await transaction.start()
     try:
+        if statement.startswith("copy product (name)"):
+            work = connection.copy_to_table("product", source=_one_row(), columns=["name"])
+        else:
+            work = connection.execute(statement)
         with pytest.raises(asyncpg.PostgresError) as caught:
-            if statement.startswith("copy product (name)"):
-                await connection.copy_to_table("product", source=_no_rows(), columns=["name"])
-            else:
-                await connection.execute(statement)
+            await work
         return caught.value.sqlstate
     finally:
         if not alone:
             await transaction.rollback()
 
 
-async def _no_rows() -> AsyncIterator[bytes]:
+async def _one_row() -> AsyncIterator[bytes]:
     yield b"x\n"

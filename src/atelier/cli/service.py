@@ -79,7 +79,7 @@ def start_service(
     turn_log(folder.service_log)
     descriptor = os.open(folder.service_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        child = subprocess.Popen(  # noqa: S603 - this program itself
+        child = subprocess.Popen(
             [sys.executable, "-P", "-m", "atelier.cli.main", "serve"],
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
@@ -116,9 +116,10 @@ def ask(url: str, path: str) -> bytes | None:
         connection.request("GET", path)
         response = connection.getresponse()
         body = response.read()
-        return body if response.status == http.client.OK else None
     except (OSError, http.client.HTTPException):
         return None
+    else:
+        return body if response.status == http.client.OK else None
     finally:
         connection.close()
 

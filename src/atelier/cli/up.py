@@ -33,9 +33,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("--empty", is_flag=True, help="Load no demo catalogue.")
 @data_dir_option
 @json_option
-def up(  # noqa: PLR0913 - the options that the command has
-    *, detach: bool, port: int, replicas: int | None, empty: bool, data_dir: Path, as_json: bool
-) -> int:
+def up(*, detach: bool, port: int, replicas: int | None, empty: bool, data_dir: Path, as_json: bool) -> int:
     """Start the cluster, bring its schema up to date, load the demo catalogue if it is empty, and serve it.
 
     Stays in the foreground; Ctrl-C stops everything, and the data stay in the data folder.

@@ -49,7 +49,7 @@ def choose_account(environ: Mapping[str, str], *, owner_uid: int | None = None) 
     return _switched(_wished(environ.get("ATELIER_PG_USER")))
 
 
-def run(  # noqa: PLR0913 - one place through which every external program is started
+def run(
     arguments: Sequence[str | Path],
     *,
     account: Account,

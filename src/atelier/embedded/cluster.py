@@ -1,4 +1,4 @@
-"""The embedded cluster as a whole: made once, started in seconds, and taken apart on purpose by those who want to see."""
+"""The embedded cluster as a whole: made once, started in seconds, and taken apart by those who want to see it fail."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,7 +39,7 @@ class EmbeddedCluster:
     # ------------------------------------------------------------ making and opening
 
     @classmethod
-    def create_or_open(  # noqa: PLR0913 - all but the folder have defaults, and only tests give the last two
+    def create_or_open(
         cls,
         data_dir: Path,
         replicas: int | None = None,
@@ -102,7 +102,10 @@ class EmbeddedCluster:
     @property
     def nodes(self) -> dict[str, Node]:
         """Its nodes by name, in order."""
-        return {name: Node(self._server, name, port=port, extra=self._state.extra) for name, port in self._state.ports.items()}
+        return {
+            name: Node(self._server, name, port=port, extra=self._state.extra)
+            for name, port in self._state.ports.items()
+        }
 
     @property
     def primary(self) -> Node:
@@ -302,6 +305,7 @@ class EmbeddedCluster:
         self._say("making a new cluster")
         for node in self.nodes.values():
             node.stop()
+            node.tidy()
             remove(node.home)
         self._state.roles_digest = ""
         build.make_first(self._server, self.primary)

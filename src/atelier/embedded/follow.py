@@ -110,15 +110,16 @@ class Following:
             node.stop()
             self._prepare(way, node)
             node.start()
+            # A standby whose history has left the primary's may answer for a moment, and then end by itself.
+            drop_slots(node, kept=[])
+            return self._settles(node)
         except PortTakenError:
             raise
         except EmbeddedError as error:
             if way is Way.CLONE:
                 raise
-            self.say(f"{node.name}: {error}")
+            self.say(f"{node.name}: {node.why_it_ended() or error}")
             return False
-        drop_slots(node, kept=[])
-        return self._settles(node)
 
     def _prepare(self, way: Way, node: Node) -> None:
         if way is Way.CLONE:

@@ -2,7 +2,8 @@
 
 ```
 .atelier/             0700, or 0711 when the servers run as another user
-├── lock              held by the command that is working on the cluster; up.lock by an `up` that is starting
+├── lock              held by the command that is working on the cluster
+├── up.lock           held by the `up` that is starting
 ├── cluster.json      the nodes, their ports, who is the primary
 ├── secrets.json      passwords and the token key
 ├── api-key           the demo key
@@ -24,7 +25,17 @@ from typing import Any
 from atelier.embedded.errors import DataFolderError
 
 _OURS = frozenset(
-    {"lock", "up.lock", "cluster.json", "secrets.json", "api-key", "service.json", "service.log", "service.log.1", "nodes"}
+    {
+        "lock",
+        "up.lock",
+        "cluster.json",
+        "secrets.json",
+        "api-key",
+        "service.json",
+        "service.log",
+        "service.log.1",
+        "nodes",
+    }
 )
 _FORMAT = 1
 _PASSWORDS = ("superuser", "replicator", "reader", "writer", "monitor", "migrator")
@@ -108,7 +119,7 @@ class DataFolder:
         """
         try:
             self.path.mkdir(mode=mode, parents=True, exist_ok=True)
-            names = set(os.listdir(self.path))
+            names = {path.name for path in self.path.iterdir()}
         except OSError as error:
             raise DataFolderError(f"{self.path} cannot be used as data folder: {error.strerror}") from error
         if not os.access(self.path, os.W_OK | os.X_OK):

@@ -168,21 +168,26 @@ class Node:
 
     def freeze(self) -> None:
         """Stops all its processes where they are."""
-        process.freeze(self._must_run())
+        if not process.freeze(self._must_run(), timeout_s=_KILL_S):
+            raise EmbeddedError(f"{self.name} cannot be frozen")
 
     def thaw(self) -> None:
         """Lets its processes go on."""
         process.thaw(self._must_run())
 
+    def why_it_ended(self) -> str:
+        """What the log says of a server that has ended by itself; empty while it runs, or when it says nothing."""
+        return "" if self.running() else self._failure_since(0)
+
     # ------------------------------------------------------------ SQL
 
     def sql(self, statement: str, *, database: str = "postgres", environ: Mapping[str, str] | None = None) -> str:
-        """Runs SQL, or a psql script, as the superuser.
+        r"""Runs SQL, or a psql script, as the superuser.
 
         Args:
             statement: one or more statements.
             database: where.
-            environ: variables that a script reads with `\\getenv`.
+            environ: variables that a script reads with `\getenv`.
 
         Returns:
             The rows as text: fields separated by `|`, without headers.
@@ -256,8 +261,7 @@ class Node:
             size = file.seek(0, 2)
             file.seek(max(offset_bytes, size - _LOG_TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
-            bad = [line.split("FATAL:", 1)[-1].strip() for line in lines if "FATAL:" in line or "PANIC:" in line]
-            return bad[-1] if bad else ""
+            return find_reason(lines)
         return ""
 
     def _strip_auto_config(self) -> None:
@@ -276,6 +280,16 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def find_reason(lines: list[str]) -> str:
+    """Finds why a server did not start in the lines of its log; empty when they do not say."""
+    fatal = [number for number, line in enumerate(lines) if "FATAL:" in line or "PANIC:" in line]
+    if not fatal:
+        return ""
+    # Which setting is wrong, it says in the line before.
+    number = fatal[-1] - 1 if fatal[-1] and "contains errors" in lines[fatal[-1]] else fatal[-1]
+    return lines[number].split(":  ", 1)[-1].strip()
 
 
 def last_line(text: str) -> str:

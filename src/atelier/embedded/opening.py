@@ -80,5 +80,3 @@ def make_nodes_folder(server: Server, *, reachable_root: Path, say: Say) -> None
     else:
         folder.nodes_link.mkdir(mode=0o700)
         give(folder.nodes_link, account)
-
-

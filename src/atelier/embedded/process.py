@@ -29,9 +29,7 @@ class Postmaster:
 
     def is_frozen(self) -> bool:
         """Whether it has been stopped by a signal."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return self.process.status() == psutil.STATUS_STOPPED
-        return False
+        return is_alive(self.process) and _stands_still(self.process)
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -58,11 +56,17 @@ def find_postmaster(data: Path) -> Postmaster | None:
     return Postmaster(process, lines[_WORD_LINE].strip() if len(lines) > _WORD_LINE else "starting")
 
 
-def freeze(postmaster: Postmaster) -> None:
-    """Stops all processes of a server where they are; the first one first, so that it starts no more of them."""
+def freeze(postmaster: Postmaster, *, timeout_s: float) -> bool:
+    """Stops all processes of a server where they are; the first one first, so that it starts no more of them.
+
+    Returns:
+        Whether all stand still within `timeout_s` seconds.
+    """
     _send(postmaster.process, signal.SIGSTOP)
-    for child in _children(postmaster.process):
+    children = _children(postmaster.process)
+    for child in children:
         _send(child, signal.SIGSTOP)
+    return wait_for(lambda: all(map(_stands_still, [postmaster.process, *children])), timeout_s=timeout_s)
 
 
 def thaw(postmaster: Postmaster) -> None:
@@ -135,15 +139,24 @@ def tidy_pid_file(data: Path, *, timeout_s: float) -> bool:
 
 def end_leftovers(home: Path, *, timeout_s: float) -> None:
     """Ends programs that an interrupted command has left at work in a stopped node's folder, a clone for instance."""
+    wait_for(lambda: not _kill_leftovers(home), timeout_s=timeout_s)
+
+
+def _kill_leftovers(home: Path) -> bool:
+    """Kills those that are there; whether there were any, which may have started more in the meantime."""
     leftovers = [found for found in psutil.process_iter() if is_alive(found) and _is_leftover_of(found, home)]
     for leftover in leftovers:
         _send(leftover, signal.SIGKILL)
-    wait_for(lambda: not any(map(is_alive, leftovers)), timeout_s=timeout_s)
+    return bool(leftovers)
 
 
 def _is_leftover_of(process: psutil.Process, home: Path) -> bool:
     try:
-        return process.name() in _PROGRAMS and any(Path(word).is_relative_to(home) for word in process.cmdline())
+        if process.name() not in _PROGRAMS:
+            return False
+        # The servers that initdb starts inside are told their folder by the environment, and work in it.
+        places = [*process.cmdline(), process.cwd()]
+        return any(Path(place).is_relative_to(home) for place in places)
     except psutil.Error:
         return False
 
@@ -185,6 +198,14 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
+def _stands_still(process: psutil.Process) -> bool:
+    """Whether it is stopped, or has ended."""
+    try:
+        return process.status() == psutil.STATUS_STOPPED or not is_alive(process)
+    except psutil.NoSuchProcess:
+        return True
+
+
 def _send(process: psutil.Process, number: signal.Signals) -> None:
     # psutil looks again whether the pid still is that process before it sends.
     with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
@@ -201,7 +222,7 @@ def find_process(pid: int, created_at_s: float) -> psutil.Process | None:
     try:
         process = psutil.Process(pid)
         # The time is derived from the machine's boot time, which moves a little when its clock is set.
-        same = abs(process.create_time() - created_at_s) < 2  # noqa: PLR2004
+        same = abs(process.create_time() - created_at_s) < 2
     except psutil.NoSuchProcess:
         return None
     return process if same and is_alive(process) else None
