@@ -1,9 +1,9 @@
 """The swap: one short transaction that puts the side tables in the place of the live ones, on every node at once.
 
-Running commands are waited for, with a bound: the transaction first takes all its locks in one statement that gives
-up before PostgreSQL looks for deadlocks, so that it is always the import that yields and never a command. Then:
-old tables out, new ones in, the ledger's partition attached, the catalogue noted, pending reservations released,
-sequences moved on, the change announced last, because that takes the order lock.
+Running commands are waited for, with a bound: the transaction first takes all its locks, and gives up before
+PostgreSQL looks for deadlocks, so that it is always the import that yields and never a command. Then: old tables out,
+new ones in, the ledger's partition attached, the catalogue noted, pending reservations released, products counted for
+the pages, sequences moved on, the change announced last, because that takes the order lock.
 
 Nothing is dropped here: a commit that drops files becomes visible on a replica before its replay position says so.
 A command must read `current_catalogue` only once it holds a lock on a swapped table, else it might write movements of
@@ -25,10 +25,13 @@ _LOCK_MS = 800
 _PAUSE_S = 0.2
 _SWAP_MS = 15_000
 
-# Reservations before stock, as commands take them.
-_LOCK = (
-    f"lock table {LIVE}.reservation in share row exclusive mode;"
-    f" lock table {', '.join(f'{LIVE}.{table}' for table in reversed(TABLES))} in access exclusive mode"
+# First against commands, in their own order: reservations before stock, and stock before what its deferred triggers
+# read. Then against reads, in theirs: parents before children. Only the second step is replayed on replicas, so a read
+# there that holds one of the tables never waits for another that the replay holds already.
+_LOCKS = (
+    f"lock table {LIVE}.reservation in share row exclusive mode",
+    f"lock table {', '.join(f'{LIVE}.{table}' for table in reversed(TABLES))} in exclusive mode",
+    f"lock table {', '.join(f'{LIVE}.{table}' for table in TABLES)} in access exclusive mode",
 )
 _SEQUENCES = ("product", "feature", "style", "photo", "sku")
 _REVISION = "select string_agg(version_num, ',' order by version_num) from alembic_version"
@@ -121,7 +124,7 @@ async def _try_swap(connection: Connection, *, before: Before, catalogue_id: int
 
 async def _take_locks(connection: Connection) -> None:
     await connection.execute(f"set local lock_timeout = {_LOCK_MS}; set local statement_timeout = {_LOCK_MS}")
-    await connection.execute(_LOCK)
+    await connection.execute(f"do $$ begin {'; '.join(_LOCKS)}; end $$")  # one statement, one timeout
     await connection.execute(f"set local statement_timeout = {_SWAP_MS}")
 
 
