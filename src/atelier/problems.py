@@ -60,7 +60,7 @@ TYPES: Mapping[str, ProblemType] = {
         409, "The first request with this key is still running", "Ask again after `Retry-After`, with the same key."
     ),
     "insufficient-stock": ProblemType(
-        409, "There is not enough stock", "`lines` names every line that failed and what is available. Nothing was done."
+        409, "There is not enough stock", "`lines` names each line that failed and what is available. Nothing was done."
     ),
     "stock-reserved": ProblemType(
         409, "Stock of it is reserved", "Confirm or release the reservations first, or wait until they expire."
@@ -156,22 +156,28 @@ def retry_later(name: str, detail: str, *, after_s: int = 1) -> ProblemError:
     return ProblemError(name, detail, headers={"Retry-After": str(after_s)}, retry_after_s=after_s)
 
 
+# A refusal that another try may not meet carries `Retry-After`.
+_REFUSALS: tuple[tuple[type[AtelierError], str], ...] = (
+    (InvalidTokenError, "invalid-token"),
+    (HistoryLostError, "history-lost"),
+)
+_REFUSALS_FOR_NOW: tuple[tuple[type[AtelierError], str], ...] = (
+    (NoReplicaError, "no-replica"),
+    (DeadlineExceededError, "no-replica"),
+    (PrimaryUnavailableError, "primary-unavailable"),
+    (OverloadedError, "overloaded"),
+    (OutcomeUnknownError, "outcome-unknown"),
+)
+
+
 def to_problem(error: AtelierError) -> ProblemError | None:
     """The refusal that an error of the tree is to a client; None for one that no request can cause."""
-    match error:
-        case ProblemError():
-            return error
-        case InvalidTokenError():
-            return ProblemError("invalid-token", str(error))
-        case HistoryLostError():
-            return ProblemError("history-lost", str(error))
-        case NoReplicaError() | DeadlineExceededError():
-            return retry_later("no-replica", str(error))
-        case PrimaryUnavailableError():
-            return retry_later("primary-unavailable", str(error))
-        case OverloadedError():
-            return retry_later("overloaded", str(error))
-        case OutcomeUnknownError():
-            return retry_later("outcome-unknown", str(error))
-        case _:
-            return None
+    if isinstance(error, ProblemError):
+        return error
+    for kind, name in _REFUSALS:
+        if isinstance(error, kind):
+            return ProblemError(name, str(error))
+    for kind, name in _REFUSALS_FOR_NOW:
+        if isinstance(error, kind):
+            return retry_later(name, str(error))
+    return None

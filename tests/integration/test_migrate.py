@@ -18,7 +18,7 @@ from atelier.embedded.cluster import EmbeddedCluster
 from atelier.errors import PrimaryUnavailableError
 from atelier.migrate import MIGRATION_LOCK, MigrationError, migrate
 from atelier.resources import resource_dir
-from tests.conftest import find_free_port, running_cluster
+from tests.support import find_free_port, running_cluster
 
 pytestmark = pytest.mark.anyio
 
@@ -64,6 +64,7 @@ async def connect(url: URL) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]
 
 
 async def run(url: URL, said: list[str] | None = None, within_s: float = 20) -> str:
+    """Migrates, collecting what is said."""
     return await migrate(url, clock=time.monotonic, within_s=within_s, say=(said if said is not None else []).append)
 
 
