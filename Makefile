@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
 
-.PHONY: help up test test-slow soak lint format lock bench clean
+.PHONY: help up test test-slow soak lint format lock bench bench-import clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ format: .venv/.dev ## puts the code into its form
 
 bench: .venv/.dev ## measures against pgbench on this machine, in ratios
 	@$(BIN)/python -m bench
+
+bench-import: .venv/.dev ## measures an import against plain copying, ARGS="--products 1000011"
+	@$(BIN)/python -m bench.import_catalogue $(ARGS)
 
 # Names, versions and hashes only. Needs uv; `make up` and `make test` do not.
 LOCK := uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11
