@@ -1,0 +1,160 @@
+"""The combiner by itself: what waits, what goes first, what is refused, and that a lone item waits for nothing."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from atelier.deadline import Deadline
+from atelier.errors import OutcomeUnknownError, OverloadedError
+from atelier.writes.combine import Combiner, QueueLimits
+
+pytestmark = pytest.mark.anyio
+
+LIMITS = QueueLimits(waiting=100, lanes=1, largest_batch=16, target_s=60.0)
+
+
+class Work:
+    """Carries batches out when it is let go, and remembers them."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def __call__(self, items: Sequence[str]) -> Sequence[str | Exception]:
+        self.batches.append(list(items))
+        await self.gate.wait()
+        return [ValueError(item) if item.startswith("bad") else item.upper() for item in items]
+
+
+def soon(seconds: float = 10.0) -> Deadline:
+    """A deadline from now."""
+    return Deadline.after(seconds, time.monotonic)
+
+
+async def until(condition) -> None:
+    """Waits until something came true."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def test_lone_item_is_carried_out_at_once() -> None:
+    """It waits for no company: the first turn of the loop that a lane gets is its own."""
+    work = Work()
+    async with Combiner(work, LIMITS, clock=time.monotonic) as combiner:
+        assert await combiner.submit("a", soon()) == "A"
+        assert await combiner.submit("b", soon()) == "B"
+    assert work.batches == [["a"], ["b"]]
+
+
+async def test_what_arrives_meanwhile_goes_together_in_arrival_order() -> None:
+    """Batches form because the lane is busy; one bad item fails alone."""
+    work = Work()
+    work.gate.clear()
+    async with Combiner(work, LIMITS, clock=time.monotonic) as combiner:
+        first = asyncio.create_task(combiner.submit("a", soon()))
+        await until(lambda: work.batches)
+        rest = [asyncio.create_task(combiner.submit(item, soon())) for item in ("b", "bad", "c")]
+        await until(lambda: combiner.waiting == 3)
+        work.gate.set()
+        results = await asyncio.gather(first, *rest, return_exceptions=True)
+    assert work.batches == [["a"], ["b", "bad", "c"]]
+    assert [str(result) for result in results] == ["A", "B", "bad", "C"]
+
+
+async def test_interactive_goes_before_bulk() -> None:
+    """Whoever waits in front of a screen passes an import of a thousand lines."""
+    work = Work()
+    work.gate.clear()
+    async with Combiner(work, LIMITS, clock=time.monotonic) as combiner:
+        tasks = [asyncio.create_task(combiner.submit("a", soon()))]
+        await until(lambda: work.batches)
+        tasks += [asyncio.create_task(combiner.submit(f"bulk{n}", soon(), is_bulk=True)) for n in range(2)]
+        tasks += [asyncio.create_task(combiner.submit(f"quick{n}", soon())) for n in range(2)]
+        await until(lambda: combiner.waiting == 4)
+        work.gate.set()
+        await asyncio.gather(*tasks)
+    assert work.batches[1] == ["quick0", "quick1", "bulk0", "bulk1"]
+
+
+async def test_full_queue_refuses_at_once() -> None:
+    """503 overloaded without any wait, and what was queued is still carried out."""
+    work = Work()
+    work.gate.clear()
+    limits = QueueLimits(waiting=2, lanes=1, largest_batch=16, target_s=60.0)
+    async with Combiner(work, limits, clock=time.monotonic) as combiner:
+        tasks = [asyncio.create_task(combiner.submit("a", soon()))]
+        await until(lambda: work.batches)
+        tasks += [asyncio.create_task(combiner.submit(item, soon())) for item in "bc"]
+        await until(lambda: combiner.waiting == 2)
+        with pytest.raises(OverloadedError):
+            await combiner.submit("d", soon())
+        work.gate.set()
+        assert await asyncio.gather(*tasks) == ["A", "B", "C"]
+
+
+async def test_deadline_tells_whether_anything_was_begun() -> None:
+    """Still waiting: overloaded, and it never runs. Under way: the outcome is unknown."""
+    work = Work()
+    work.gate.clear()
+    async with Combiner(work, LIMITS, clock=time.monotonic) as combiner:
+        begun = asyncio.create_task(combiner.submit("a", soon(0.2)))
+        await until(lambda: work.batches)
+        with pytest.raises(OverloadedError):
+            await combiner.submit("b", soon(0.05))
+        with pytest.raises(OutcomeUnknownError):
+            await begun
+        work.gate.set()
+    assert work.batches == [["a"]]
+
+
+async def test_slow_batches_get_smaller_and_quick_full_ones_larger() -> None:
+    """A batch that took longer than its target halves the next ones."""
+    now = [0.0]
+    sizes: list[int] = []
+
+    async def work(items: Sequence[int]) -> Sequence[int]:
+        sizes.append(len(items))
+        now[0] += 1.0 if len(items) > 8 else 0.001
+        await asyncio.sleep(0)
+        return items
+
+    limits = QueueLimits(waiting=1000, lanes=1, largest_batch=64, target_s=0.5)
+    async with Combiner(work, limits, clock=lambda: now[0]) as combiner:
+        await asyncio.gather(*(combiner.submit(item, soon()) for item in range(300)))
+    assert sizes[0] == 64
+    assert max(sizes[4:]) <= 16
+
+
+async def test_closing_finishes_what_is_queued_and_takes_nothing_more() -> None:
+    """A clean stop loses nobody."""
+    work = Work()
+    work.gate.clear()
+    combiner = Combiner(work, LIMITS, clock=time.monotonic)
+    async with combiner:
+        tasks = [asyncio.create_task(combiner.submit(item, soon())) for item in "abc"]
+        await until(lambda: work.batches)
+        work.gate.set()
+    assert [await task for task in tasks] == ["A", "B", "C"]
+    with pytest.raises(OverloadedError):
+        await combiner.submit("d", soon())
+
+
+async def test_work_that_breaks_fails_its_batch_and_not_the_lane() -> None:
+    """Nobody waits for ever, and the next batch is carried out."""
+    calls = 0
+
+    async def work(items: Sequence[str]) -> Sequence[str]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("broken")
+        return items
+
+    async with Combiner(work, LIMITS, clock=time.monotonic) as combiner:
+        with pytest.raises(RuntimeError):
+            await combiner.submit("a", soon())
+        assert await combiner.submit("b", soon()) == "b"

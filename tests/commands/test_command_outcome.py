@@ -1,0 +1,163 @@
+"""What becomes of a command whose connection breaks, at every moment of its life, and what the client is told."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from atelier.embedded.cluster import EmbeddedCluster
+from atelier.errors import OutcomeUnknownError, PrimaryUnavailableError
+from atelier.writes.service import WriteService
+from tests.commands.conftest import Shop
+from tests.commands.writing import Proxy, adjustment, make_order, open_proxy, open_writes, settings_of
+from tests.support import find_free_port
+
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+
+
+@pytest.fixture
+async def proxy(cluster: EmbeddedCluster) -> AsyncIterator[Proxy]:
+    """A proxy in front of the primary."""
+    async with open_proxy(cluster.primary.port) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def writes(cluster: EmbeddedCluster, proxy: Proxy) -> AsyncIterator[WriteService]:
+    """The writing side, behind the proxy."""
+    nodes = f"{cluster.primary.name}=127.0.0.1:{proxy.port}"
+    async with open_writes(settings_of(cluster, ATELIER_NODES=nodes)) as service:
+        yield service
+
+
+def once(verdict: str):
+    """Says something to the first COMMIT, and "pass" to those after it."""
+    verdicts = [verdict]
+    return lambda: verdicts.pop() if verdicts else "pass"
+
+
+async def on_hand(database: asyncpg.Connection, sku_id: int) -> tuple[int, int]:
+    """What is on hand, and what the ledger says is."""
+    row = await database.fetchrow(
+        "select on_hand, (select sum(delta) from stock_movement as m where m.sku_id = s.sku_id) as ledger "
+        "from stock as s where sku_id = $1",
+        sku_id,
+    )
+    return row["on_hand"], row["ledger"]
+
+
+@pytest.mark.parametrize("moment", ["cut-before", "cut-after"])
+async def test_commit_whose_connection_broke_is_settled_by_its_key(
+    shop: Shop, database: asyncpg.Connection, proxy: Proxy, writes: WriteService, moment: str
+) -> None:
+    """Never happened: it is done now. Done already: its own answer is found. Either way once, and no error."""
+    [sku_id] = await shop.stocked(5)
+    await writes.submit(make_order(adjustment((sku_id, 1))))
+    proxy.on_commit, before = once(moment), proxy.commits
+    receipt = await writes.submit(make_order(adjustment((sku_id, 10))))
+    assert (receipt.outcome.status, receipt.is_replay) == (200, False)
+    assert await on_hand(database, sku_id) == (16, 16)
+    assert proxy.commits > before
+
+
+async def test_command_whose_connection_broke_before_the_commit_is_done_again(
+    shop: Shop, database: asyncpg.Connection, proxy: Proxy, writes: WriteService
+) -> None:
+    """The transaction was rolled back, so trying again is safe."""
+    [sku_id] = await shop.stocked(5)
+    await writes.submit(make_order(adjustment((sku_id, 1))))
+    async with database.transaction():
+        await database.execute("select from stock where sku_id = $1 for update", sku_id)
+        submitting = asyncio.create_task(writes.submit(make_order(adjustment((sku_id, 10)))))
+        await wait_until_blocked(database)
+        proxy.cut_all()
+    assert (await submitting).outcome.status == 200
+    assert await on_hand(database, sku_id) == (16, 16)
+
+
+async def test_commit_without_an_answer_in_time_is_outcome_unknown(
+    shop: Shop, database: asyncpg.Connection, proxy: Proxy, writes: WriteService
+) -> None:
+    """At the deadline the client is told the truth; the same key finds the first effect afterwards."""
+    [sku_id] = await shop.stocked(5)
+    await writes.submit(make_order(adjustment((sku_id, 1))))
+    proxy.on_commit = once("hold")
+    order = make_order(adjustment((sku_id, 10)), key=f"held-{sku_id}", within_s=0.5)
+    with pytest.raises(OutcomeUnknownError):
+        await writes.submit(order)
+    proxy.release.set()
+    again = await writes.submit(make_order(adjustment((sku_id, 10)), key=f"held-{sku_id}"))
+    assert (again.outcome.status, again.is_replay) == (200, True)
+    assert await on_hand(database, sku_id) == (16, 16)
+
+
+async def test_client_that_leaves_during_the_commit_cancels_nothing(
+    shop: Shop, database: asyncpg.Connection, proxy: Proxy, writes: WriteService
+) -> None:
+    """The commit is nobody's to cancel once it was sent."""
+    [sku_id] = await shop.stocked(5)
+    await writes.submit(make_order(adjustment((sku_id, 1))))
+    proxy.on_commit, before = once("hold"), proxy.commits
+    order = make_order(adjustment((sku_id, 10)))
+    submitting = asyncio.create_task(writes.submit(order))
+    while proxy.commits == before:
+        await asyncio.sleep(0.01)
+    submitting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await submitting
+    proxy.release.set()
+    again = await writes.submit(make_order(adjustment((sku_id, 10)), key=order.key))
+    assert again.is_replay
+    assert await on_hand(database, sku_id) == (16, 16)
+
+
+async def test_sessions_ended_by_the_server_cost_no_command(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster, writes: WriteService
+) -> None:
+    """57P01 in the middle of a load: the connections are made anew, and every command is done once."""
+    [sku_id] = await shop.stocked(0)
+    admin = await asyncpg.connect(cluster.superuser_dsn(cluster.primary.name), database="atelier")
+    ended = "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'atelier-writes'"
+
+    async def end_sessions() -> None:
+        for _ in range(10):
+            await admin.fetchval(ended)
+            await asyncio.sleep(0.05)
+
+    async def send() -> None:
+        for _ in range(10):
+            assert (await writes.submit(make_order(adjustment((sku_id, 1))))).outcome.status == 200
+
+    await asyncio.gather(end_sessions(), *(send() for _ in range(20)))
+    await admin.close()
+    assert await on_hand(database, sku_id) == (200, 200)
+
+
+async def test_commits_that_never_arrive_end_in_outcome_unknown(
+    shop: Shop, database: asyncpg.Connection, proxy: Proxy, writes: WriteService
+) -> None:
+    """Tried again until the deadline; then nothing less than "unknown" is true."""
+    [sku_id] = await shop.stocked(5)
+    await writes.submit(make_order(adjustment((sku_id, 1))))
+    proxy.on_commit = lambda: "cut-before"
+    with pytest.raises(OutcomeUnknownError):
+        await writes.submit(make_order(adjustment((sku_id, 10)), within_s=0.7))
+    assert await on_hand(database, sku_id) == (6, 6)
+
+
+async def test_primary_that_is_away_is_told_at_the_deadline(cluster: EmbeddedCluster) -> None:
+    """No command waits for ever: 503, and nothing was done."""
+    nodes = f"{cluster.primary.name}=127.0.0.1:{find_free_port()}"
+    async with open_writes(settings_of(cluster, ATELIER_NODES=nodes)) as away:
+        with pytest.raises((PrimaryUnavailableError, OutcomeUnknownError)) as caught:
+            await away.submit(make_order(adjustment((1, 1)), within_s=0.5))
+    assert caught.type in (PrimaryUnavailableError, OutcomeUnknownError)
+
+
+async def wait_until_blocked(database: asyncpg.Connection) -> None:
+    """Waits until some session waits for a lock that this one holds."""
+    blocked = "select count(*) from pg_stat_activity where pg_backend_pid() = any(pg_blocking_pids(pid))"
+    async with asyncio.timeout(10):
+        while not await database.fetchval(blocked):
+            await asyncio.sleep(0.01)

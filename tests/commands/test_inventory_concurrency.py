@@ -1,0 +1,255 @@
+"""Many at once on the same few SKUs: nothing oversold, nothing twice, no deadlock. With controls that break a rule."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+
+import asyncpg
+import pytest
+
+from atelier.embedded.cluster import EmbeddedCluster
+from atelier.problems import ProblemError
+from atelier.writes import dispatch, inventory
+from atelier.writes.commands import (
+    ConfirmReservation,
+    ReleaseReservation,
+    Reservation,
+    ReservationLine,
+    ReserveStock,
+)
+from atelier.writes.envelope import Receipt
+from atelier.writes.idempotency import Unclaimed
+from atelier.writes.policy import WritePolicy
+from atelier.writes.service import WriteService
+from tests.commands.conftest import Shop, new_key
+from tests.commands.writing import adjustment, make_order, open_writes, settings_of
+
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+
+# Small batches and several lanes, so that transactions really meet.
+CROWDED = WritePolicy(lanes=4, largest_batch=3, sweep_interval_s=0.01)
+
+
+@pytest.fixture
+async def writes(cluster: EmbeddedCluster) -> AsyncIterator[WriteService]:
+    """The writing side of one process."""
+    async with open_writes(settings_of(cluster)) as service:
+        yield service
+
+
+def reserving(*lines: tuple[int, int], ttl_seconds: int = 300) -> ReserveStock:
+    """A command that reserves: SKU and quantity of each line."""
+    return ReserveStock(Reservation([ReservationLine(sku_id, quantity) for sku_id, quantity in lines], ttl_seconds))
+
+
+async def broken_shelves(database: asyncpg.Connection, skus: Sequence[int]) -> list[asyncpg.Record]:
+    """The SKUs that break an invariant: bounds, ledger, or what their pending reservations add up to."""
+    return await database.fetch(
+        """
+        select * from (
+            select sku_id, on_hand, reserved,
+                   (select coalesce(sum(delta), 0) from stock_movement as m where m.sku_id = stock.sku_id) as ledger,
+                   (select coalesce(sum(quantity), 0) from reservation_line as l join reservation using (reservation_id)
+                     where l.sku_id = stock.sku_id and state = 'pending') as pending
+              from stock where sku_id = any($1)) as seen
+         where reserved < 0 or reserved > on_hand or ledger <> on_hand or pending <> reserved
+        """,
+        skus,
+    )
+
+
+async def test_sixty_four_clients_sell_exactly_what_there_is(shop: Shop, database: asyncpg.Connection) -> None:
+    """1,000 units, 1,280 attempts over HTTP: exactly 1,000 sold, the rest refused, nothing left."""
+    [sku_id] = await shop.stocked(1_000)
+
+    async def buy() -> list[int]:
+        return [(await shop.adjust(sku_id, -1)).status_code for _ in range(20)]
+
+    codes = [code for bought in await asyncio.gather(*(buy() for _ in range(64))) for code in bought]
+    assert (codes.count(200), codes.count(409)) == (1_000, 280)
+    assert await database.fetchval("select on_hand from stock where sku_id = $1", sku_id) == 0
+    assert await broken_shelves(database, [sku_id]) == []
+
+
+async def run_mix(services: Sequence[WriteService], skus: Sequence[int], *, seed: int, commands: int) -> int:
+    """Sends a mix with crossing lines to several writing processes at once; returns how many were done."""
+    dice, held, done = random.Random(seed), list[int](), 0
+
+    async def send() -> int:
+        command = _draw(dice, held, skus)
+        receipt = await dice.choice(services).submit(make_order(command, within_s=30))
+        assert isinstance(receipt, Receipt)
+        assert receipt.outcome.status in (200, 201, 404, 409), receipt.outcome.body
+        if receipt.outcome.status == 201:
+            held.append(int(receipt.outcome.headers["Location"].rsplit("/", 1)[1]))
+        return receipt.outcome.status in (200, 201)
+
+    async def send_many() -> int:
+        return sum([await send() for _ in range(commands // 40)])
+
+    done = sum(await asyncio.gather(*(send_many() for _ in range(40))))
+    return done
+
+
+def _draw(dice: random.Random, held: list[int], skus: Sequence[int]):
+    lines = [(sku_id, dice.randint(1, 3)) for sku_id in dice.sample(skus, dice.randint(2, 4))]
+    kind = dice.random()
+    if kind < 0.3 or not held:
+        return reserving(*lines)
+    if kind < 0.5:
+        return adjustment(*((sku_id, dice.choice((-1, 1)) * quantity) for sku_id, quantity in lines))
+    chosen = dice.choice(held)
+    return ConfirmReservation(chosen) if kind < 0.75 else ReleaseReservation(chosen)
+
+
+async def count_deadlocks(database: asyncpg.Connection) -> int:
+    """The server's own count."""
+    await database.execute("select pg_stat_clear_snapshot()")
+    return await database.fetchval("select deadlocks from pg_stat_database where datname = current_database()")
+
+
+async def test_no_mix_of_commands_and_expiry_ever_deadlocks(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
+) -> None:
+    """Two writers, eight lanes, crossing lines, sweepers that find work: the server counts no deadlock."""
+    skus = await shop.stocked(*[500] * 8)
+    before = await count_deadlocks(database)
+    async with open_writes(settings_of(cluster), CROWDED) as one, open_writes(settings_of(cluster), CROWDED) as two:
+        expiring = asyncio.create_task(expire_some(database, skus))
+        done = await run_mix([one, two], skus, seed=7, commands=1_200)
+        expiring.cancel()
+    assert done > 400
+    assert await count_deadlocks(database) == before
+    assert await broken_shelves(database, skus) == []
+
+
+async def test_control_locks_in_arrival_order_do_deadlock(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hunt above would catch a wrong order: with one the server counts deadlocks, and they are survived."""
+
+    async def lock_unsorted(uow, sku_ids):
+        shelves = {}
+        for sku_id in random.sample(sorted(sku_ids), len(sku_ids)):
+            shelves |= await sorted_lock(uow, [sku_id])
+        return shelves
+
+    sorted_lock = inventory.lock_shelves
+    monkeypatch.setattr(inventory, "lock_shelves", lock_unsorted)
+    skus = await shop.stocked(*[500] * 3)
+    before = await count_deadlocks(database)
+    async with open_writes(settings_of(cluster), CROWDED) as one:
+        await run_mix([one], skus + await shop.stocked(5), seed=7, commands=200)
+    assert await count_deadlocks(database) > before
+    assert await broken_shelves(database, skus) == []
+
+
+async def expire_some(database: asyncpg.Connection, skus: Sequence[int]) -> None:
+    """Makes pending reservations due, again and again."""
+    while True:
+        await database.execute(
+            """
+            update reservation set expires_at = clock_timestamp()
+             where reservation_id in (
+                select reservation_id from reservation join reservation_line using (reservation_id)
+                 where state = 'pending' and sku_id = any($1) order by random() limit 3
+                 for update of reservation skip locked)
+            """,
+            skus,
+        )
+        await asyncio.sleep(0.02)
+
+
+async def test_two_writers_expire_every_reservation_once(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster, writes: WriteService
+) -> None:
+    """300 due at the same moment, on the same SKU: all given back, none twice."""
+    [sku_id] = await shop.stocked(300)
+    receipts = await asyncio.gather(*(writes.submit(make_order(reserving((sku_id, 1)))) for _ in range(300)))
+    ids = [int(receipt.outcome.headers["Location"].rsplit("/", 1)[1]) for receipt in receipts]
+    version = await database.fetchval("select version from stock where sku_id = $1", sku_id)
+    async with open_writes(settings_of(cluster), CROWDED), open_writes(settings_of(cluster), CROWDED):
+        await database.execute(
+            "update reservation set expires_at = clock_timestamp() where reservation_id = any($1)", ids
+        )
+        async with asyncio.timeout(5):
+            while await database.fetchval("select reserved from stock where sku_id = $1", sku_id):
+                await asyncio.sleep(0.01)
+    states = await database.fetch("select distinct state from reservation where reservation_id = any($1)", ids)
+    assert [row["state"] for row in states] == ["expired"]
+    assert await database.fetchval("select version from stock where sku_id = $1", sku_id) == version + 300
+    assert await broken_shelves(database, [sku_id]) == []
+
+
+async def test_one_refused_by_the_database_fails_none_of_its_neighbours(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
+) -> None:
+    """A NUL that no decoder caught: its batch is carried out one by one, and it alone is refused."""
+    [sku_id] = await shop.stocked(0)
+    async with open_writes(settings_of(cluster), WritePolicy(lanes=1)) as service:
+        orders = [make_order(adjustment((sku_id, 1))) for _ in range(20)]
+        bad = adjustment((sku_id, 1))
+        orders[10] = make_order(type(bad)(type(bad.body)("a\0b", bad.body.lines)))
+        results = await service.dispatcher.carry_out(orders)
+    assert isinstance(results[10], ProblemError)
+    assert sum(isinstance(result, Receipt) and result.outcome.status == 200 for result in results) == 19
+    assert await database.fetchval("select on_hand from stock where sku_id = $1", sku_id) == 19
+
+
+async def test_batch_is_decided_in_arrival_order_on_one_final_value(
+    shop: Shop, database: asyncpg.Connection, writes: WriteService
+) -> None:
+    """Ten commands on one SKU in one transaction: each sees what those before it left, one announcement comes out."""
+    [sku_id] = await shop.stocked(5)
+    deltas = [-3, -3, 4, -6, 1, -1, -1, 10, -11, 2]
+    orders = [make_order(adjustment((sku_id, delta))) for delta in deltas]
+    statuses = [result.outcome.status for result in await writes.dispatcher.carry_out(orders)]
+    assert statuses == [200, 409, 200, 200, 200, 200, 409, 200, 409, 200]
+    assert await database.fetchval("select on_hand from stock where sku_id = $1", sku_id) == 12
+    rows = await database.fetch("select available, version from outbox where sku_id = $1 order by position", sku_id)
+    assert [tuple(row) for row in rows] == [(5, 1), (12, 8)]
+    assert await broken_shelves(database, [sku_id]) == []
+
+
+async def apply_twice(service: WriteService, sku_id: int) -> None:
+    """The same key twice, one after the other."""
+    key = new_key()
+    for _ in range(2):
+        await service.submit(make_order(adjustment((sku_id, 1)), key=key))
+
+
+async def test_control_without_the_key_check_a_command_is_applied_twice(
+    shop: Shop, database: asyncpg.Connection, writes: WriteService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the check once; without it, and without the key's row, twice: the check is what does it."""
+    [sku_id] = await shop.stocked(0)
+    await apply_twice(writes, sku_id)
+    assert await database.fetchval("select on_hand from stock where sku_id = $1", sku_id) == 1
+
+    async def claim_nothing(_uow, orders):
+        return [Unclaimed() for _ in orders]
+
+    async def record_nothing(*_arguments):
+        return None
+
+    monkeypatch.setattr(dispatch, "claim_keys", claim_nothing)
+    monkeypatch.setattr(dispatch, "record_outcomes", record_nothing)
+    await apply_twice(writes, sku_id)
+    assert await database.fetchval("select on_hand from stock where sku_id = $1", sku_id) == 3
+
+
+async def test_control_without_the_constraint_a_shelf_can_be_oversold(shop: Shop, cluster: EmbeddedCluster) -> None:
+    """The refusal of raw SQL is the constraint's doing: dropped (and rolled back), the same statement passes."""
+    [sku_id] = await shop.stocked(5)
+    admin = await asyncpg.connect(cluster.superuser_dsn(cluster.primary.name), database="atelier")
+    oversell = "update atelier.stock set reserved = on_hand + 1 where sku_id = $1"
+    try:
+        transaction = admin.transaction()
+        await transaction.start()
+        await admin.execute("alter table atelier.stock drop constraint stock_never_oversold")
+        assert await admin.execute(oversell, sku_id) == "UPDATE 1"
+        await transaction.rollback()
+        with pytest.raises(asyncpg.CheckViolationError):
+            await admin.execute(oversell, sku_id)
+    finally:
+        await admin.close()
