@@ -1,0 +1,60 @@
+"""The deployments under test. They need a container engine, so nothing here runs unless `make e2e` asks for it."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.e2e.stack import HA, PLAIN, PREFIX, Stack, remove_images, run, running
+from tests.e2e.traffic import make_product
+
+if not os.environ.get("ATELIER_E2E"):
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def images() -> Iterator[dict[str, str]]:
+    """All images, built once, and the environment to use them with; removed at the end."""
+    environ = dict(os.environ)
+    ours = {**environ, "ATELIER_IMAGES": PREFIX}
+    for file in (PLAIN, HA):
+        run("docker", "compose", "-f", file, "--profile", "faults", "build", "--quiet", timeout_s=900, env=ours)
+    try:
+        yield environ
+    finally:
+        remove_images()
+
+
+@pytest.fixture(scope="session")
+def stage(images: dict[str, str]) -> Iterator[Callable[[str], Stack]]:
+    """Gives a deployment by its file. One stands at a time: the machine is small, and another one would be measured."""
+    with ExitStack() as opened:
+        standing: dict[str, Stack] = {}
+
+        def give(file: str) -> Stack:
+            if file not in standing:
+                opened.close()
+                standing.clear()
+                standing[file] = opened.enter_context(running(file, images))
+            return standing[file]
+
+        yield give
+
+
+@pytest.fixture
+def plain(stage: Callable[[str], Stack]) -> Stack:
+    """The plain deployment: a primary and two streaming replicas."""
+    return stage(PLAIN)
+
+
+@pytest.fixture
+def ha(stage: Callable[[str], Stack]) -> Stack:
+    """The deployment under Patroni, with a quorum."""
+    return stage(HA)
+
+
+@pytest.fixture
+def product(plain: Stack) -> tuple[int, list[int]]:
+    """A product of the test's own, and its SKUs."""
+    return make_product(plain.port, plain.key)

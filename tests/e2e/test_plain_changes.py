@@ -1,0 +1,137 @@
+"""What an operator changes while clients go on: how many serve, what runs, the schema, the strategy."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.checks import assert_exactly_once, await_known_reads, await_streaming, identify_files
+from tests.e2e.stack import Stack, wait_for
+from tests.e2e.traffic import Client, traffic
+
+pytestmark = pytest.mark.timeout(600)
+
+NODES = ("primary", "replica-1", "replica-2")
+MIGRATIONS = "/opt/atelier/lib/python3.13/site-packages/atelier/bundled/migrations/versions"
+
+EXPAND = '''"""Two columns and an index."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision, branch_labels, depends_on = "e2e1", "{after}", None, None
+
+
+def upgrade() -> None:
+    op.add_column("stock", sa.Column("e2e_note", sa.Text))
+    op.add_column("product", sa.Column("e2e_note", sa.Text, server_default=""))
+    with op.get_context().autocommit_block():
+        op.create_index("e2e_note_idx", "stock", ["e2e_note"], postgresql_concurrently=True)
+'''
+CONTRACT = '''"""Gone again."""
+
+from alembic import op
+
+revision, down_revision, branch_labels, depends_on = "e2e2", "e2e1", None, None
+
+
+def upgrade() -> None:
+    with op.get_context().autocommit_block():
+        op.drop_index("e2e_note_idx", postgresql_concurrently=True)
+    op.drop_column("stock", "e2e_note")
+    op.drop_column("product", "e2e_note")
+'''
+
+
+def test_scaling_the_reads_up_and_down_fails_no_request(plain: Stack, product: tuple[int, list[int]]) -> None:
+    """2, 4, 2: the proxy follows by itself, and whoever leaves finishes what it has begun."""
+    with traffic(plain.port, plain.key, product[1]) as (commands, reads):
+        for count in (4, 2):
+            plain.up("--no-recreate", "--scale", f"reads={count}", "reads")
+            await_known_reads(plain, count)
+            commands.wait_for_more(100)
+    assert reads.failures == []
+    assert commands.refused == Counter()
+    assert_exactly_once(plain, commands)
+
+
+@pytest.mark.parametrize("service", ["reads", "writes"])
+def test_a_rolling_restart_under_load_fails_no_request(
+    plain: Stack, product: tuple[int, list[int]], service: str
+) -> None:
+    """Each container is replaced while others serve: started first, then drained and stopped."""
+    before = set(plain.containers(service))
+    with traffic(plain.port, plain.key, product[1]) as (commands, reads):
+        commands.wait_for_more(50)
+        plain.roll(service)
+        commands.wait_for_more(50)
+    after = set(plain.containers(service))
+    assert after.isdisjoint(before)
+    assert len(after) == len(before)
+    assert reads.failures == []
+    assert commands.refused == Counter()
+    assert_exactly_once(plain, commands)
+
+
+@pytest.mark.parametrize("service", ["replica-1", "primary"])
+def test_restarting_a_database_loses_nothing_and_clones_nothing(
+    plain: Stack, product: tuple[int, list[int]], service: str
+) -> None:
+    """The data are those of before, by the very files; readers notice nothing; the slots are kept."""
+    files = identify_files(plain, service)
+    with traffic(plain.port, plain.key, product[1]) as (commands, reads):
+        commands.wait_for_more(50)
+        plain.compose("restart", service)
+        wait_for(lambda: plain.is_healthy(service), within_s=60, what="it being healthy")
+        commands.wait_for_more(50)
+    assert reads.failures == []
+    assert_exactly_once(plain, commands)
+    assert identify_files(plain, service) == files
+    await_streaming(plain, "replica-1", "replica-2")
+
+
+def test_recreating_every_container_ends_in_the_same_state(plain: Stack, product: tuple[int, list[int]]) -> None:
+    """Down and up: data, secrets and the API key are those of before, and no replica was cloned."""
+    _, (sku_id, *_) = product
+    key, files = plain.key, {node: identify_files(plain, node) for node in NODES}
+    with Client(plain.port, key=key) as client:
+        stock = client.get(f"/inventory/{sku_id}", Atelier_Consistency="strong").json
+    plain.compose("down")
+    plain.up()
+    assert plain.key == key
+    with Client(plain.port, key=key) as client:
+        assert client.get(f"/inventory/{sku_id}", Atelier_Consistency="strong").json == stock
+    await_streaming(plain, "replica-1", "replica-2")
+    assert {node: identify_files(plain, node) for node in NODES} == files
+    assert not any("cloning" in plain.logs(node) for node in NODES)
+
+
+def test_migrations_under_load_fail_no_request(plain: Stack, product: tuple[int, list[int]], tmp_path: Path) -> None:
+    """Expand: columns, and an index built concurrently. Contract: they go again. The old code works on all of it."""
+    ((newest,),) = plain.sql("primary", "select version_num from atelier.alembic_version")
+    with traffic(plain.port, plain.key, product[1]) as (commands, reads):
+        commands.wait_for_more(50)
+        mounts: list[str] = []
+        for name, text in (("e2e1", EXPAND.format(after=newest)), ("e2e2", CONTRACT)):
+            script = tmp_path / f"{name}.py"
+            script.write_text(text)
+            mounts.append(f"--volume={script}:{MIGRATIONS}/{name}.py:ro")
+            plain.compose("run", "--rm", "--no-deps", *mounts, "migrate")
+            commands.wait_for_more(50)
+    plain.sql("primary", f"update atelier.alembic_version set version_num = '{newest}'")
+    assert reads.failures == []
+    assert commands.refused == Counter()
+    assert_exactly_once(plain, commands)
+
+
+@pytest.mark.parametrize("balance", ["round_robin", "random two", "ip_hash"])
+def test_the_balancing_strategy_is_one_variable(plain: Stack, balance: str) -> None:
+    """Each one of them serves."""
+    with plain.changed(ATELIER_BALANCE=balance) as changed:
+        changed.up("--no-deps", "proxy")
+        with Client(plain.port) as client:
+            assert {client.get("/products/1").status for _ in range(20)} == {200}
+        upstream = plain.exec("proxy", "cat", "/run/nginx/balance.conf").partition("upstream reads")[2]
+        strategy = upstream.partition("server")[0].split(";")[1].strip()
+        assert strategy == ("" if balance == "round_robin" else balance)
+    plain.up("--no-deps", "proxy")
