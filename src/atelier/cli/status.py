@@ -16,7 +16,7 @@ from atelier.cli.service import ask, find_service
 from atelier.embedded.layout import DataFolder
 from atelier.operations import describe
 from atelier.settings import Settings
-from atelier.topology.state import ClusterSnapshot
+from atelier.topology.state import ClusterSnapshot, NodeState
 
 _COLUMNS = {
     "node": "name",
@@ -73,7 +73,12 @@ def _is_complete(snapshot: ClusterSnapshot) -> bool:
     """Whether every node has answered, or said why not; a replica's lag needs the primary's answer as well."""
     answered = [node for node in snapshot.nodes if node.observation is not None]
     lags = all(node.role != "replica" or node.lag_ms is not None for node in answered)
-    return lags and all(node.observation is not None or node.reason for node in snapshot.nodes)
+    return lags and all(node.observation is not None or _has_failed(node) for node in snapshot.nodes)
+
+
+def _has_failed(node: NodeState) -> bool:
+    """Whether the node was asked and did not answer; before, it has the reason that every new state has."""
+    return node.reason != NodeState(node.address).reason
 
 
 def register(group: click.Group) -> None:

@@ -1,0 +1,173 @@
+"""Whatever is asked wrongly ends in one clear line and a non-zero exit, never in a traceback."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from atelier.cli.main import run
+from atelier.embedded.layout import ClusterState, DataFolder
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of the developer's own environment, and a folder without a cluster."""
+    for name in list(os.environ):
+        if name.startswith("ATELIER_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str, code: int) -> str:
+    """The one line that a command ends with."""
+    assert run(arguments) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("atelier: ")
+    assert len(captured.err.splitlines()) == 1
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["up", "--colour"], "No such option"),
+        (["explode"], "No such command"),
+        (["up", "--port", "high"], "not a valid integer"),
+        (["up", "--port", "70000"], "not in the range"),
+        (["up", "--replicas", "99"], "not in the range"),
+        (["serve", "--role", "both"], "is not one of"),
+        (["cluster", "kill"], "Missing argument"),
+        (["key", "create", "--name", "x"], "Missing option"),
+        (["key", "create", "--name", "x", "--scope", "everything"], "is not one of"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_use_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    """Exit code 2, as usual."""
+    assert said in complaint(capsys, *arguments, code=2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["cluster", verb, "pg1"] for verb in ("start", "stop", "kill", "freeze", "thaw", "promote", "rejoin")),
+        *(["cluster", verb, "pg1"] for verb in ("pause-replay", "resume-replay")),
+        *([verb] for verb in ("status", "down", "migrate", "serve")),
+        ["key", "list"],
+        ["key", "revoke", "x"],
+    ],
+    ids=" ".join,
+)
+def test_missing_cluster_is_one_line_that_says_where(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    """Every command that touches a cluster looks in the data folder."""
+    assert "there is no cluster in" in complaint(capsys, *arguments, "--data-dir=nowhere", code=1)
+    assert not Path("nowhere").exists()
+
+
+def test_data_folder_comes_from_the_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ATELIER_DATA_DIR`, with the option above it."""
+    monkeypatch.setenv("ATELIER_DATA_DIR", "elsewhere")
+    assert "elsewhere" in complaint(capsys, "status", code=1)
+    assert "here" in complaint(capsys, "status", "--data-dir=here", code=1)
+
+
+def test_somebody_else_s_folder_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Before anything is written into it."""
+    (tmp_path / "thesis.txt").touch()
+    said = complaint(capsys, "up", "--detach", f"--data-dir={tmp_path}", code=1)
+    assert "no data folder of atelier" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_file_in_the_place_of_the_data_folder_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """One line."""
+    (tmp_path / "file").touch()
+    assert "cannot be used as data folder" in complaint(
+        capsys, "up", "--detach", f"--data-dir={tmp_path / 'file'}", code=1
+    )
+
+
+def test_folder_that_cannot_be_written_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not even root writes there."""
+    assert "cannot be used" in complaint(capsys, "up", "--detach", "--data-dir=/proc/atelier", code=1)
+
+
+def test_folder_of_another_major_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """It says which, and what to do."""
+    folder = DataFolder(tmp_path / "data")
+    folder.path.mkdir()
+    folder.save_state(ClusterState(17, "pg1", {"pg1": 5433}, made=True))
+    said = complaint(capsys, "up", "--detach", f"--data-dir={folder.path}", code=1)
+    assert "was made by PostgreSQL 17" in said
+    assert "ATELIER_PG_BIN" in said
+
+
+@pytest.mark.parametrize("command", ["up", "status"])
+def test_damaged_cluster_file_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str) -> None:
+    """It names the file."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "cluster.json").write_text("{")
+    said = complaint(capsys, command, f"--data-dir={tmp_path / 'data'}", code=1)
+    assert "cluster.json is damaged" in said
+
+
+def test_folder_without_programs_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """ATELIER_PG_BIN must be the folder of all of them."""
+    monkeypatch.setenv("ATELIER_PG_BIN", str(tmp_path))
+    assert "ATELIER_PG_BIN takes" in complaint(capsys, "up", "--detach", "--data-dir=data", code=1)
+
+
+SERVICE = {
+    "ATELIER_NODES": "pg1=127.0.0.1:1",
+    "ATELIER_TOKEN_KEYS": "k1:" + "00" * 32,
+    "ATELIER_READER_PASSWORD": "x",
+    "ATELIER_WRITER_PASSWORD": "x",
+    "ATELIER_MONITOR_PASSWORD": "x",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("ATELIER_NODES", "pg1", "ATELIER_NODES"),
+        ("ATELIER_TOKEN_KEYS", "k1:short", "ATELIER_TOKEN_KEYS"),
+        ("ATELIER_PORT", "high", "ATELIER_PORT"),
+        ("ATELIER_COLOUR", "red", "ATELIER_COLOUR is no setting"),
+        ("ATELIER_READER_PASSWORD", None, "ATELIER_READER_PASSWORD is not set"),
+    ],
+)
+def test_bad_setting_of_the_service_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, value: str | None, said: str
+) -> None:
+    """It names the setting, and nothing was started."""
+    for key, setting in {**SERVICE, name: value}.items():
+        if setting is not None:
+            monkeypatch.setenv(key, setting)
+    assert said in complaint(capsys, "serve", code=2)
+
+
+def test_taken_port_is_refused_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server would otherwise share the port with a stranger's workers."""
+    for key, setting in SERVICE.items():
+        monkeypatch.setenv(key, setting)
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"cannot listen on 127.0.0.1:{port}" in complaint(capsys, "serve", f"--port={port}", code=1)
+
+
+def test_version_and_help_are_no_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 0, on standard output."""
+    assert run(["--version"]) == 0
+    assert run(["--help"]) == 0
+    assert "Usage: atelier" in capsys.readouterr().out
