@@ -82,18 +82,21 @@ def _generate(folder: Path, products: int) -> Path:
     if not folder.exists():
         started_s = time.monotonic()
         rows = generate_catalogue(folder, products=products, seed=1)
-        size_mib = sum(path.stat().st_size for path in folder.iterdir()) >> 20
         took_s = time.monotonic() - started_s
-        print(f"generated {sum(rows.values()):,} rows, {size_mib:,} MiB, in {took_s:.1f} s", flush=True)
+        print(f"generated {sum(rows.values()):,} rows, {_size_mib(folder):,} MiB, in {took_s:.1f} s", flush=True)
     return folder
 
 
 def _compare(cluster: EmbeddedCluster, files: Path) -> None:
     script = asyncio.run(_floor_script(_dsn(cluster), files))
     floor_s = _run_floor(cluster, script)
+    print(f"floor   {floor_s:8.1f} s", flush=True)
     import_s, peak_mib = _run_import(cluster, files)
-    print(f"floor   {floor_s:8.1f} s\nimport  {import_s:8.1f} s, peak memory {peak_mib} MiB", flush=True)
+    print(f"import  {import_s:8.1f} s, peak memory {peak_mib} MiB", flush=True)
     print(f"ratio   {import_s / floor_s:8.2f}  (at most 1.5)", flush=True)
+    print(
+        f"disk    {_size_mib(cluster.folder.path):8,} MiB of data folder, {_size_mib(files):,} MiB of files", flush=True
+    )
 
 
 async def _floor_script(dsn: str, files: Path) -> str:
@@ -130,6 +133,10 @@ def _run_floor(cluster: EmbeddedCluster, script: str) -> float:
     drop = [*command, "--command=drop schema floor cascade"]
     subprocess.run(drop, check=True, stderr=subprocess.DEVNULL)
     return took_s
+
+
+def _size_mib(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) >> 20
 
 
 def _psql() -> Path:

@@ -75,12 +75,12 @@ async def import_catalogue(
     started_s = clock()
     async with connect(dsn) as control:
         with told("starting the import"):
-            await _lock(control)
+            await _lock(control, Deadline.after(_LOCK_WAIT_S, clock))
             before = await _prepare(control, watcher)
         if options.only_if_empty and not before.empty:
             return Report({}, None, None, clock() - started_s)
         with RejectLog({title: path.name for title, path in files.items()}, strict=options.strict) as log:
-            async with _cleaned_up(dsn):
+            async with _cleaned_up(dsn, watcher):
                 one = _Import(control, dsn, before, options, log, watcher, clock)
                 catalogue_id, loaded = await one.run(files)
             return Report(
@@ -92,12 +92,11 @@ async def import_catalogue(
             )
 
 
-async def _lock(control: Connection) -> None:
+async def _lock(control: Connection, deadline: Deadline) -> None:
     """Keeps other imports out for as long as the connection lives."""
-    deadline = asyncio.get_running_loop().time() + _LOCK_WAIT_S
     while not await control.fetchval("select pg_try_advisory_lock($1, $2)", *_IMPORT_LOCK):
         # One that was killed a moment ago holds its lock until its server process has noticed.
-        if asyncio.get_running_loop().time() > deadline:
+        if not deadline.remaining_s():
             raise LoadingError("another import is running")
         await asyncio.sleep(0.25)
 
@@ -110,12 +109,12 @@ async def _prepare(control: Connection, watcher: Watcher) -> Before:
 
 
 @asynccontextmanager
-async def _cleaned_up(dsn: str) -> AsyncIterator[None]:
-    """Drops the side tables when the import ends in any way; what can't be dropped now is at the next start."""
+async def _cleaned_up(dsn: str, watcher: Watcher) -> AsyncIterator[None]:
+    """Drops side tables and old tables when the import ends in any way."""
     try:
         yield
     finally:
-        task = asyncio.ensure_future(_clean_up(dsn))
+        task = asyncio.ensure_future(_clean_up(dsn, watcher))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -123,13 +122,13 @@ async def _cleaned_up(dsn: str) -> AsyncIterator[None]:
             raise
 
 
-async def _clean_up(dsn: str) -> None:
+async def _clean_up(dsn: str, watcher: Watcher) -> None:
     try:
         async with asyncio.timeout(_CLEAN_UP_S), connect(dsn) as connection:
             with told("cleaning up"):
                 await drop_old(connection)
     except (AtelierError, TimeoutError):
-        return
+        watcher.say("tables that are not used any more could not be dropped; the next import will do it")
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,14 +144,10 @@ async def add_indexes(connection: Connection, table: str) -> None:
 
 
 async def finish_table(connection: Connection, live: str, twin: str) -> None:
-    """Gives a filled side table the rest: real defaults and options, triggers, grants, comment, statistics."""
+    """Gives a filled side table the rest: real defaults, triggers, grants, comment, statistics."""
     name = f"{SIDE}.{twin}"
     for (action,) in await connection.fetch(_DEFAULTS, f"{LIVE}.{live}"):
         await _as_twin(connection, f"alter table {twin} {action}")
-    await connection.execute(f"alter table {name} reset (autovacuum_enabled)")
-    options = list(await connection.fetchval(_OPTIONS, f"{LIVE}.{live}") or [])
-    if options:
-        await connection.execute(f"alter table {name} set ({', '.join(options)})")
     if live == twin:
         for (definition,) in await connection.fetch(_TRIGGERS, f"{LIVE}.{live}"):
             await _as_twin(connection, definition)
@@ -159,6 +155,14 @@ async def finish_table(connection: Connection, live: str, twin: str) -> None:
         await connection.execute(grant)
     await connection.execute(await connection.fetchval(_COMMENT, f"{LIVE}.{live}", name))
     await connection.execute(f"analyze {name}")
+
+
+async def restore_options(connection: Connection, live: str, twin: str) -> None:
+    """Gives a finished side table the storage options of the live one: autovacuum may come now."""
+    await connection.execute(f"alter table {SIDE}.{twin} reset (autovacuum_enabled)")
+    options = list(await connection.fetchval(_OPTIONS, f"{LIVE}.{live}") or [])
+    if options:
+        await connection.execute(f"alter table {SIDE}.{twin} set ({', '.join(options)})")
 
 
 async def make_ledger(connection: Connection, catalogue_id: int, *, unlogged: bool) -> str:

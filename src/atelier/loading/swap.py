@@ -18,7 +18,7 @@ import asyncpg
 from atelier.deadline import Deadline
 from atelier.loading.progress import Watcher
 from atelier.loading.session import LIVE, RETIRED, SIDE, Connection, LoadingError, told
-from atelier.loading.side import LEDGER, TABLES, drop_leftovers
+from atelier.loading.side import LEDGER, TABLES, drop_leftovers, restore_options
 
 # Below deadlock_timeout (1 s): see above.
 _LOCK_MS = 800
@@ -33,6 +33,9 @@ _LOCKS = (
     f"lock table {', '.join(f'{LIVE}.{table}' for table in reversed(TABLES))} in exclusive mode",
     f"lock table {', '.join(f'{LIVE}.{table}' for table in TABLES)} in access exclusive mode",
 )
+# Before both: autovacuum gives way after a second to whoever waits for this lock, and to nobody who waits for less;
+# commands and reads don't notice it.
+_QUIET_MS = 5_000
 _SEQUENCES = ("product", "feature", "style", "photo", "sku")
 _REVISION = "select string_agg(version_num, ',' order by version_num) from alembic_version"
 
@@ -89,6 +92,9 @@ async def swap(
         PrimaryUnavailableError: the primary went away before the commit was sent.
     """
     await connection.execute(f"create schema if not exists {RETIRED}")
+    for table in TABLES:
+        await restore_options(connection, table, table)
+    await restore_options(connection, LEDGER, f"{LEDGER}_{int(catalogue_id)}")
     waited = False
     while not await _try_swap(connection, before=before, catalogue_id=catalogue_id, origin=origin):
         if not deadline.remaining_s():
@@ -108,6 +114,7 @@ async def _try_swap(connection: Connection, *, before: Before, catalogue_id: int
     transaction = connection.transaction()
     await transaction.start()
     try:
+        await _keep_autovacuum_out(connection, catalogue_id)
         await _take_locks(connection)
         await _refuse_changes(connection, before)
         await _exchange(connection, catalogue_id)
@@ -120,6 +127,14 @@ async def _try_swap(connection: Connection, *, before: Before, catalogue_id: int
         raise
     await _commit(transaction)
     return True
+
+
+async def _keep_autovacuum_out(connection: Connection, catalogue_id: int) -> None:
+    tables = [f"{schema}.{table}" for schema in (LIVE, SIDE) for table in TABLES]
+    await connection.execute(f"set local lock_timeout = {_QUIET_MS}")
+    await connection.execute(
+        f"lock table {', '.join(tables)}, {SIDE}.{LEDGER}_{int(catalogue_id)} in share update exclusive mode"
+    )
 
 
 async def _take_locks(connection: Connection) -> None:
