@@ -94,6 +94,7 @@ class _Try:
     failed: set[str] = field(default_factory=set)
     error: Exception | None = None
     alone: bool = False
+    unsettled: bool = False
 
 
 class ReadExecutor:
@@ -140,6 +141,7 @@ class ReadExecutor:
         for _ in range(ATTEMPTS):
             route = await self._route(one)
             if route.node is None:
+                one.unsettled = route.reason == "primary-unsettled"
                 break
             try:
                 return await self._run_on(route.node, route.reason, one)
@@ -265,6 +267,7 @@ class ReadExecutor:
         cause = one.error.__cause__ if isinstance(one.error, StatementFailedError) else None
         if isinstance(cause, Exception) and getattr(cause, "sqlstate", None) not in _PASSING_STATES:
             return cause
+        message = "The primary does not show yet what this token has seen." if one.unsettled else None
         if one.ask.policy.consistency == "strong":
-            return PrimaryUnavailableError()
-        return NoReplicaError()
+            return PrimaryUnavailableError(message)
+        return NoReplicaError(message)

@@ -1,0 +1,327 @@
+"""Reads with tokens over real replicas that lag, and what would happen without the rules."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import asyncpg
+import msgspec
+import pytest
+
+from atelier.deadline import Deadline
+from atelier.embedded.cluster import EmbeddedCluster
+from atelier.errors import HistoryLostError, PrimaryUnavailableError
+from atelier.lsn import Lsn
+from atelier.reads import router
+from atelier.reads.executor import Answer
+from atelier.token import CausalToken
+from atelier.topology.state import NodeState
+from tests.conftest import ClusterFactory
+from tests.fixtures.reading import Reading, Shop, make_settings, open_reading, open_shop
+
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+
+
+@pytest.fixture(scope="module")
+def lagging(request: pytest.FixtureRequest) -> EmbeddedCluster:
+    """A cluster whose replicas' replay the tests of this module pause."""
+    from tests.support import running_cluster
+
+    context = running_cluster()
+    cluster = context.__enter__()
+    request.addfinalizer(lambda: context.__exit__(None, None, None))
+    return cluster
+
+
+@pytest.fixture
+async def reading(lagging: EmbeddedCluster) -> AsyncIterator[Reading]:
+    """The reading side over that cluster."""
+    async with open_reading(make_settings(lagging)) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def shop(lagging: EmbeddedCluster) -> AsyncIterator[Shop]:
+    """Writes to its primary."""
+    async with open_shop(lagging) as opened:
+        yield opened
+
+
+class Pauses:
+    """Pauses the replay of replicas, and resumes it when the test ends."""
+
+    def __init__(self, cluster: EmbeddedCluster) -> None:
+        self._cluster = cluster
+        self._paused: set[str] = set()
+
+    async def pause(self, *names: str) -> None:
+        for name in names:
+            await asyncio.to_thread(self._cluster.pause_replay, name)
+            self._paused.add(name)
+
+    async def resume(self) -> None:
+        for name in sorted(self._paused):
+            await asyncio.to_thread(self._cluster.resume_replay, name)
+        self._paused.clear()
+
+
+@pytest.fixture
+async def pauses(lagging: EmbeddedCluster) -> AsyncIterator[Pauses]:
+    """Whatever is paused goes on when the test ends."""
+    made = Pauses(lagging)
+    yield made
+    await made.resume()
+
+
+def on_hand(answer: Answer) -> int:
+    """The quantity in an answer."""
+    return int(msgspec.json.decode(answer.rows[0]["body"])["on_hand"])
+
+
+async def flicker(cluster: EmbeddedCluster, until: asyncio.Event) -> None:
+    """Pauses and resumes the replicas' replay at random, so that there is always one that lags."""
+    dice = random.Random(5)
+    nodes = [await asyncpg.connect(cluster.superuser_dsn(name)) for name in ("pg2", "pg3")]
+    while not until.is_set():
+        node = dice.choice(nodes)
+        await node.execute("select pg_wal_replay_pause()")
+        await asyncio.sleep(dice.uniform(0, 0.06))
+        await node.execute("select pg_wal_replay_resume()")
+    for node in nodes:
+        await node.close()
+
+
+async def write_and_read(reading: Reading, shop: Shop, times: int) -> tuple[int, list[str]]:
+    """Changes a quantity and reads it with the token, again and again: how many reads were stale, and who answered."""
+    _, sku_id = await shop.make_sku()
+    stale, served = 0, []
+    for number in range(1, times + 1):
+        token = await shop.set_stock(sku_id, number)
+        answer = await reading.stock(sku_id, reading.ask(token))
+        stale += answer.rows[0]["body"] is None or on_hand(answer) != number
+        served.append(answer.node)
+    return stale, served
+
+
+async def test_a_write_is_read_a_thousand_times_while_replicas_lag(
+    lagging: EmbeddedCluster, reading: Reading, shop: Shop
+) -> None:
+    """Every read that sends the token of the write shows it, and replicas answer their share."""
+    done = asyncio.Event()
+    lag = asyncio.create_task(flicker(lagging, done))
+    stale, served = await write_and_read(reading, shop, 1000)
+    done.set()
+    await lag
+    assert stale == 0
+    assert {"pg2", "pg3"} <= set(served)
+
+
+async def test_without_the_token_check_the_same_test_fails(
+    lagging: EmbeddedCluster, reading: Reading, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check that is tested is the one that carries the promise."""
+    monkeypatch.setattr(router, "covers", lambda *_: True)
+    done = asyncio.Event()
+    lag = asyncio.create_task(flicker(lagging, done))
+    stale, _ = await write_and_read(reading, shop, 300)
+    done.set()
+    await lag
+    assert stale > 0
+
+
+async def test_by_received_positions_the_same_test_fails(
+    lagging: EmbeddedCluster, reading: Reading, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a replica has received it does not show."""
+
+    def received(node: NodeState, _: CausalToken) -> Lsn | None:
+        seen = node.observation
+        return seen and (seen.received_lsn or seen.replayed_lsn)
+
+    monkeypatch.setattr(router, "_shown_lsn", received)
+    done = asyncio.Event()
+    lag = asyncio.create_task(flicker(lagging, done))
+    stale, _ = await write_and_read(reading, shop, 300)
+    done.set()
+    await lag
+    assert stale > 0
+
+
+async def test_read_waits_when_replica_is_behind_token(reading: Reading, shop: Shop, pauses: Pauses) -> None:
+    """It is answered by a replica as soon as one has replayed the token, within its budget."""
+    _, sku_id = await shop.make_sku()
+    await pauses.pause("pg2", "pg3")
+    token = await shop.set_stock(sku_id, 5)
+    read = asyncio.create_task(reading.stock(sku_id, reading.ask(token, wait_ms=2000)))
+    await reading.until(lambda: reading.monitor._waiters)
+    await pauses.resume()
+    answer = await read
+    assert (on_hand(answer), answer.node in {"pg2", "pg3"}) == (5, True)
+    assert answer.timings.wait_ms > 0
+
+
+async def test_a_token_read_goes_to_the_primary_when_its_budget_is_used_up(
+    reading: Reading, shop: Shop, pauses: Pauses
+) -> None:
+    """Both replicas are paused; the wait is as long as was asked, not longer than the request."""
+    _, sku_id = await shop.make_sku()
+    await pauses.pause("pg2", "pg3")
+    token = await shop.set_stock(sku_id, 6)
+    answer = await reading.stock(sku_id, reading.ask(token, wait_ms=150))
+    assert (on_hand(answer), answer.node, answer.reason) == (6, "pg1", "replicas-behind")
+    assert 150 <= answer.timings.wait_ms < 1000
+
+
+async def test_paused_replicas_serve_eventual_reads_until_the_limit(
+    lagging: EmbeddedCluster, shop: Shop, pauses: Pauses
+) -> None:
+    """Then the primary does; a bound of 200 ms goes there before; resumed, all return within a second."""
+    _, sku_id = await shop.make_sku()
+    async with open_reading(make_settings(lagging, {"ATELIER_MAX_LAG_MS": "700"})) as reading:
+        await reading.stock(sku_id)
+        await pauses.pause("pg2", "pg3")
+        await shop.set_stock(sku_id, 1)
+        answer = await reading.stock(sku_id)
+        assert answer.node in {"pg2", "pg3"}
+        await reading.until(lambda: all((n.lag_ms or 0) > 200 for n in reading.monitor.snapshot.replicas))
+        assert (await reading.stock(sku_id, reading.ask(None, "bounded; max-lag-ms=200", wait_ms=0))).node == "pg1"
+        await reading.until(lambda: all((n.lag_ms or 0) > 700 for n in reading.monitor.snapshot.replicas))
+        assert (await reading.stock(sku_id)).node == "pg1"
+        await pauses.resume()
+        async with asyncio.timeout(1):
+            while (await reading.stock(sku_id)).node == "pg1":
+                await asyncio.sleep(0.01)
+
+
+async def test_a_bounded_answer_is_within_its_bound(lagging: EmbeddedCluster, reading: Reading, shop: Shop) -> None:
+    """Whatever the replicas do meanwhile, an answer that is older than asked for does not go out."""
+    _, sku_id = await shop.make_sku()
+    done = asyncio.Event()
+    lag = asyncio.create_task(flicker(lagging, done))
+    for bound_ms in [0, 1, 5, 20, 100] * 30:
+        answer = await reading.stock(sku_id, reading.ask(None, f"bounded; max-lag-ms={bound_ms}", wait_ms=5))
+        assert answer.lag_ms is not None
+        assert answer.lag_ms <= bound_ms
+    done.set()
+    await lag
+
+
+async def test_tokens_of_reads_never_let_time_go_backwards(
+    lagging: EmbeddedCluster, reading: Reading, shop: Shop
+) -> None:
+    """Each answer's token is sent with the next read, on whichever node that is answered."""
+    _, sku_id = await shop.make_sku()
+    done = asyncio.Event()
+    lag = asyncio.create_task(flicker(lagging, done))
+
+    async def write() -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            await shop.set_stock(sku_id, number)
+
+    async def read() -> set[str]:
+        token, newest, nodes = None, 0, set()
+        for _ in range(200):
+            answer = await reading.stock(sku_id, reading.ask(token, wait_ms=20))
+            assert on_hand(answer) >= newest
+            token, newest = answer.token, on_hand(answer)
+            nodes.add(answer.node)
+        return nodes
+
+    writing = asyncio.create_task(write())
+    nodes = await asyncio.gather(*(read() for _ in range(8)))
+    done.set()
+    await asyncio.gather(writing, lag)
+    assert set().union(*nodes) >= {"pg2", "pg3"}
+
+
+async def test_an_eventual_read_merges_its_token_and_does_not_wait_for_it(
+    reading: Reading, shop: Shop, pauses: Pauses
+) -> None:
+    """The answer may be older than the token; the token that comes back is not."""
+    _, sku_id = await shop.make_sku()
+    await pauses.pause("pg2", "pg3")
+    token = await shop.set_stock(sku_id, 9)
+    answer = await reading.stock(sku_id, reading.ask(token, "eventual"))
+    assert answer.node in {"pg2", "pg3"}
+    assert answer.token.lsn >= token.lsn
+    assert answer.token.minted_by_replica
+
+
+async def test_strong_reads_come_from_the_primary_and_see_every_commit(reading: Reading, shop: Shop) -> None:
+    """With no token at all."""
+    _, sku_id = await shop.make_sku()
+    for number in range(1, 20):
+        await shop.set_stock(sku_id, number)
+        answer = await reading.stock(sku_id, reading.ask(None, "strong"))
+        assert (answer.node, answer.lag_ms, on_hand(answer)) == ("pg1", 0, number)
+
+
+async def test_a_position_nobody_has_written_is_lost_history_at_once(reading: Reading, shop: Shop) -> None:
+    """Far in the future: one shared look at the primary, no waiting."""
+    token = replace(await shop.token(), lsn=Lsn(2**62))
+    ask = reading.ask(token, wait_ms=2000)
+    with pytest.raises(HistoryLostError):
+        await reading.stock(1, ask)
+    assert ask.deadline.remaining_s() > 4.5
+
+
+async def test_a_token_of_another_system_is_lost_history_at_once(reading: Reading, shop: Shop) -> None:
+    """No look at anybody is needed."""
+    token = await shop.token()
+    with pytest.raises(HistoryLostError):
+        await reading.stock(1, reading.ask(replace(token, system_id=token.system_id ^ 1)))
+
+
+@pytest.fixture
+def pair(make_cluster: ClusterFactory) -> EmbeddedCluster:
+    """A primary and one replica, for this test alone."""
+    return make_cluster(replicas=1)
+
+
+async def test_a_commit_that_waits_for_a_standby_is_not_hidden_by_the_primary(pair: EmbeddedCluster) -> None:
+    """Under synchronous replication a replica shows a commit first; with its token the primary waits to show it too."""
+    admin = await asyncpg.connect(pair.superuser_dsn("pg1"))
+    async with open_reading(make_settings(pair)) as reading, open_shop(pair) as shop:
+        _, sku_id = await shop.make_sku()
+        # A standby of this name does not exist, so the commit is flushed and replayed, and does not end by itself.
+        await wait_for_standby(admin, "nobody")
+        commit = asyncio.create_task(shop.set_stock(sku_id, 3))
+        try:
+            async with asyncio.timeout(10):
+                while on_hand(answer := await reading.stock(sku_id)) != 3:
+                    await asyncio.sleep(0.01)
+            assert answer.node == "pg2"
+            # Without waiting the primary would show the old quantity: that is what the rule is for.
+            assert on_hand(await reading.stock(sku_id, reading.ask(None, "strong"))) == 0
+            impatient = replace(reading.ask(answer.token, "strong"), deadline=Deadline.after(0.3, time.monotonic))
+            with pytest.raises(PrimaryUnavailableError, match="does not show yet"):
+                await reading.stock(sku_id, impatient)
+            read = asyncio.create_task(reading.stock(sku_id, reading.ask(answer.token, "strong")))
+            await reading.until(lambda: reading.monitor._waiters)
+        finally:
+            await wait_for_standby(admin, "")
+            await commit
+        assert on_hand(await read) == 3
+    await admin.close()
+
+
+async def wait_for_standby(admin: "asyncpg.Connection[asyncpg.Record]", name: str) -> None:
+    """Has every commit wait for a standby of this name; for none by the empty one."""
+    await admin.execute(f"alter system set synchronous_standby_names = '{name}'")
+    await admin.execute("select pg_reload_conf()")
+    async with asyncio.timeout(10):
+        while await admin.fetchval("show synchronous_standby_names") != name:
+            await asyncio.sleep(0.01)
+
+
+async def test_forged_and_far_tokens_cost_no_probe_of_their_own(reading: Reading, shop: Shop) -> None:
+    """A hundred at once share one look at the primary."""
+    token = replace(await shop.token(), lsn=Lsn(2**62))
+    before = reading.monitor.snapshot
+    results = await asyncio.gather(*(reading.stock(1, reading.ask(token)) for _ in range(100)), return_exceptions=True)
+    assert all(isinstance(result, HistoryLostError) for result in results)
+    assert reading.monitor.snapshot is not before
