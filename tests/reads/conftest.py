@@ -1,6 +1,8 @@
 """A catalogue of 100,000 products behind a primary and a replica, for what only shows at size."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
@@ -24,6 +26,10 @@ insert into sku (id, style_id, size) select id, 1 + (id - 1) / 2, 'M' from gener
 insert into stock (sku_id, on_hand) select id, 9 from generate_series(1, 4 * {n}) as id;
 insert into related (product_id, position, related_product_id)
 select id, 1, 1 + id % {n} from generate_series(1, {n}) as id;
+insert into reservation (catalogue_id, expires_at) select 1, now() from generate_series(1, {n}) as id;
+insert into reservation_line (reservation_id, line, sku_id, quantity) select id, 0, id, 1 from generate_series(1, {n}) as id;
+insert into stock_movement (catalogue_id, sku_id, delta, kind) select 1, id, 9, 'initial' from generate_series(1, {n}) as id;
+insert into outbox (topic, kind, product_id, version) select 'product', 'updated', id, 1 from generate_series(1, {n}) as id;
 select setval('product_id_seq', {n});
 select rebuild_page_counts();
 """
@@ -39,30 +45,49 @@ def large_cluster() -> Iterator[EmbeddedCluster]:
 
 def fill_cluster(cluster: EmbeddedCluster, products: int) -> None:
     """Fills an empty catalogue with products 1 to `products` and everything that belongs to them."""
-    import asyncio
 
     async def fill() -> None:
-        connection = await asyncpg.connect(cluster.superuser_dsn(cluster.primary.name))
-        try:
+        async with connected(cluster.superuser_dsn(cluster.primary.name)) as connection:
             await connection.execute(_FILL.format(n=products))
             await connection.execute("vacuum analyze")
-        finally:
-            await connection.close()
 
     asyncio.run(fill())
+
+
+@asynccontextmanager
+async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection that is gone when the block ends, also when it fails: an open one keeps uvloop from closing."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
+        connection.terminate()
 
 
 @pytest.fixture
 async def reader(large_cluster: EmbeddedCluster) -> AsyncIterator[asyncpg.Connection]:
     """A connection to the primary as the reads have it."""
-    connection = await asyncpg.connect(role_dsn(large_cluster, "reader"))
-    yield connection
-    await connection.close()
+    async with connected(role_dsn(large_cluster, "reader")) as connection:
+        yield connection
 
 
 @pytest.fixture
 async def writer(large_cluster: EmbeddedCluster) -> AsyncIterator[asyncpg.Connection]:
     """A connection to the primary as the commands have it."""
-    connection = await asyncpg.connect(role_dsn(large_cluster, "writer"))
-    yield connection
-    await connection.close()
+    async with connected(role_dsn(large_cluster, "writer")) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def other(large_cluster: EmbeddedCluster) -> AsyncIterator[asyncpg.Connection]:
+    """A second one."""
+    async with connected(role_dsn(large_cluster, "writer")) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def admin(large_cluster: EmbeddedCluster) -> AsyncIterator[asyncpg.Connection]:
+    """A connection that may do anything; what it does is taken back."""
+    async with connected(large_cluster.superuser_dsn("pg1")) as connection:
+        await connection.execute("set search_path = atelier")
+        yield connection
