@@ -139,7 +139,7 @@ def _change_rows(history: History, windows: dict[str, Window]) -> Iterator[Row]:
 
 def _command_rows(op: Op, watcher: str) -> Iterator[Row]:
     for line in op.lines:
-        if line.version:
+        if line.version and not line.key.startswith("reservation:"):
             yield (watcher, line.key, line.version, _COMMAND, op.n, op.invoked_s, op.completed_s)
 
 

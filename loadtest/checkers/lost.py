@@ -87,4 +87,5 @@ def _versions(history: History) -> Iterator[Row]:
         yield from ((line.key, _FINAL, line.version or 0, op.n, "") for line in op.lines)
     for op in history.ops("command"):
         if op.is_ok:
-            yield from ((line.key, _TOLD, line.version, op.n, op.op) for line in op.lines if line.version)
+            told = (line for line in op.lines if line.version and not line.key.startswith("reservation:"))
+            yield from ((line.key, _TOLD, line.version, op.n, op.op) for line in told)

@@ -1,0 +1,374 @@
+"""One client of the service: carries its token, repeats what had no answer under the same key, records everything.
+
+A session does one thing at a time. It ends, and a new one begins under another name, where the service says that a
+failover threw away what the session had seen.
+"""
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from loadtest.clock import Clock
+from loadtest.history.record import READ, Line, Op
+from loadtest.recorder import Recorder
+from loadtest.transport import Answer, Request, Transport
+
+_UNKNOWN_PROBLEMS = frozenset({"idempotency-in-flight", "outcome-unknown", "primary-unavailable"})
+_REFUSALS_THAT_ARE_ERRORS = frozenset({"overloaded", "no-replica", "too-many-requests", "history-lost"})
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """What a read asks for.
+
+    Attributes:
+        mode: eventual, bounded, causal or strong.
+        max_lag_ms: of a bounded one.
+    """
+
+    mode: str = "causal"
+    max_lag_ms: int | None = None
+
+    def header(self) -> str:
+        """The value of `Atelier-Consistency`."""
+        return f"bounded; max-lag-ms={self.max_lag_ms}" if self.mode == "bounded" else self.mode
+
+
+CAUSAL, EVENTUAL, STRONG = Consistency("causal"), Consistency("eventual"), Consistency("strong")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How often and how long a command is repeated while its outcome is unknown."""
+
+    attempts: int = 6
+    first_wait_s: float = 0.1
+    longest_wait_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command as it is sent, and what it is to change."""
+
+    kind: str
+    method: str
+    path: str
+    name: str
+    body: Any
+    lines: tuple[Line, ...]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    reservation: str | None = None
+    ttl_s: float | None = None
+
+
+class Session:
+    """A client under one name."""
+
+    def __init__(  # noqa: D417 - the rest are what they are named
+        self,
+        name: str,
+        transport: Transport,
+        *,
+        api_key: str,
+        recorder: Recorder,
+        clock: Clock,
+        rng: random.Random,
+        patience: Patience | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Begins without a token.
+
+        Args:
+            name: of the session in the history.
+        """
+        self._base_name = name
+        self.name = name
+        self._lives = 1
+        self._transport = transport
+        self._api_key = api_key
+        self._recorder = recorder
+        self._clock = clock
+        self.rng = rng
+        self._patience = patience or Patience()
+        self._sleep = sleep
+        self.token: str | None = None
+        self.intended_s: float | None = None
+        """When the next request should have been sent; counts for that one alone."""
+
+    # ------------------------------------------------------------ reads
+
+    def get(self, path: str, name: str, consistency: Consistency = CAUSAL) -> Answer:
+        """Reads what has no version that the history could use."""
+        return self._read(path, name, consistency, lambda _: ())
+
+    def read_stock(self, sku_id: int, consistency: Consistency = CAUSAL) -> Answer:
+        """Reads the stock of one SKU."""
+        key = f"sku:{sku_id}"
+        return self._read(f"/inventory/{sku_id}", "/inventory/[id]", consistency, lambda answer: (stock_line(key, answer),))
+
+    def read_product(self, product_id: int, consistency: Consistency = CAUSAL) -> Answer:
+        """Reads one product."""
+        key = f"product:{product_id}"
+        return self._read(
+            f"/products/{product_id}", "/products/[id]", consistency, lambda answer: (Line(key, version_of(answer)),)
+        )
+
+    def read_reservation(self, reservation: str, consistency: Consistency = CAUSAL) -> Answer:
+        """Reads one reservation: pending is its version 1, settled its version 2."""
+
+        def line(answer: Answer) -> tuple[Line, ...]:
+            state = (answer.json() or {}).get("state") if answer.is_ok else None
+            version = 0 if state is None else 1 if state == "pending" else 2
+            return (Line(f"reservation:{reservation}", version),)
+
+        return self._read(f"/reservations/{reservation}", "/reservations/[id]", consistency, line)
+
+    def _read(self, path: str, name: str, consistency: Consistency, lines: Callable[[Answer], tuple[Line, ...]]) -> Answer:
+        headers = {"Authorization": f"Bearer {self._api_key}", "Atelier-Consistency": consistency.header()}
+        tokened = consistency.mode != "eventual" and self.token is not None
+        sent = self.token if tokened else None
+        if sent:
+            headers["Atelier-Token"] = sent
+        invoked_s, intended_s = self._begin()
+        answer = self._transport.send(Request("GET", path, name, headers))
+        known = answer.is_ok or answer.status == 404
+        outcome = "ok" if known else "refused" if answer.status else "fail"
+        op = Op(
+            0,
+            self.name,
+            READ,
+            invoked_s,
+            self._clock(),
+            outcome,
+            lines(answer) if known else (),
+            status=answer.status or None,
+            mode=consistency.mode,
+            max_lag_ms=consistency.max_lag_ms,
+            tokened=tokened,
+            node=answer.header("atelier-served-by"),
+            lag_ms=parse_lag(answer),
+            token_sent=fingerprint(sent),
+            token_got=fingerprint(answer.header("atelier-token")),
+            intended_s=intended_s,
+            problem=answer.problem,
+        )
+        self._recorder.add(op, error=None if known else describe_error(answer))
+        self._take_token(answer)
+        return answer
+
+    # ------------------------------------------------------------ commands
+
+    def command(self, command: Command) -> Answer:
+        """Sends a command; while its outcome is unknown, again under the same key, as often as patience allows."""
+        key = f"lab-{self.rng.getrandbits(64):016x}"
+        wait_s = self._patience.first_wait_s
+        for attempt in range(self._patience.attempts):
+            answer = self._attempt(command, key)
+            if classify(answer) not in ("info", "fail") or attempt == self._patience.attempts - 1:
+                break
+            self._sleep(wait_s * (0.5 + self.rng.random()))
+            wait_s = min(wait_s * 2, self._patience.longest_wait_s)
+        return answer
+
+    def _attempt(self, command: Command, key: str) -> Answer:
+        headers = {
+            "Authorization": f"Bearer {self._api_key}",
+            "Content-Type": "application/json",
+            "Idempotency-Key": key,
+            **command.headers,
+        }
+        invoked_s, intended_s = self._begin()
+        body = json.dumps(command.body).encode() if command.body is not None else b""
+        answer = Answer(0, error="given up")
+        try:
+            answer = self._transport.send(Request(command.method, command.path, command.name, headers, body))
+        finally:
+            # Also where the run ends in the middle: a command that may have reached the service is on record.
+            self._record_attempt(command, key, answer, invoked_s, intended_s)
+        self._take_token(answer)
+        return answer
+
+    def _record_attempt(
+        self, command: Command, key: str, answer: Answer, invoked_s: float, intended_s: float | None
+    ) -> None:
+        outcome = classify(answer)
+        lines, reservation = learn(command, answer) if outcome == "ok" else (command.lines, command.reservation)
+        op = Op(
+            0,
+            self.name,
+            command.kind,
+            invoked_s,
+            self._clock(),
+            outcome,
+            lines,
+            status=answer.status or None,
+            command=key,
+            replayed=answer.header("idempotency-replayed") == "true",
+            token_got=fingerprint(answer.header("atelier-token")),
+            reservation=reservation,
+            ttl_s=command.ttl_s,
+            intended_s=intended_s,
+            problem=answer.problem,
+        )
+        self._recorder.add(op, error=None if is_definite(answer) else describe_error(answer))
+
+    def tell_stock(self, lines: Iterable[Line]) -> None:
+        """Records the stock that a product was made with: no answer tells it."""
+        now_s = self._clock()
+        # Nobody can have taken any of it before its ids were known, which is now.
+        op = Op(0, self.name, "create", now_s, now_s, lines=tuple(lines))
+        self._recorder.add(op, timed=False)
+
+    # ------------------------------------------------------------ its own state
+
+    def _begin(self) -> tuple[float, float | None]:
+        now_s = self._clock()
+        intended_s, self.intended_s = self.intended_s, None
+        return now_s, None if intended_s is None else min(intended_s, now_s)
+
+    def _take_token(self, answer: Answer) -> None:
+        token = answer.header("atelier-token")
+        if answer.problem == "history-lost":
+            self._lives += 1
+            self.name = f"{self._base_name}#{self._lives}"
+            self.token = token
+        elif token:
+            self.token = token
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def adjust(lines: Sequence[tuple[int, int]], reason: str = "lab") -> Command:
+    """Adds to what is on hand of some SKUs."""
+    body = {"reason": reason, "lines": [{"sku_id": sku_id, "delta": delta} for sku_id, delta in lines]}
+    planned = tuple(Line(f"sku:{sku_id}", delta=delta) for sku_id, delta in lines)
+    return Command("adjust", "POST", "/inventory/adjustments", "/inventory/adjustments", body, planned)
+
+
+def count(sku_id: int, on_hand: int, version: int) -> Command:
+    """Sets what is on hand after somebody looked into the shelf."""
+    planned = (Line(f"sku:{sku_id}", delta=None),)
+    headers = {"If-Match": f'"{version}"'}
+    return Command("count", "PUT", f"/inventory/{sku_id}", "/inventory/[id]", {"on_hand": on_hand}, planned, headers)
+
+
+def reserve(lines: Sequence[tuple[int, int]], ttl_s: int) -> Command:
+    """Promises some SKUs to a buyer."""
+    body = {"ttl_seconds": ttl_s, "lines": [{"sku_id": sku_id, "quantity": quantity} for sku_id, quantity in lines]}
+    planned = tuple(Line(f"sku:{sku_id}", held=quantity) for sku_id, quantity in lines)
+    return Command("reserve", "POST", "/reservations", "/reservations", body, planned, ttl_s=ttl_s)
+
+
+def confirm(reservation: str, lines: Sequence[tuple[int, int]]) -> Command:
+    """Sells what was reserved."""
+    planned = tuple(Line(f"sku:{sku_id}", delta=-quantity, held=-quantity) for sku_id, quantity in lines)
+    return _settle("confirm", reservation, planned)
+
+
+def release(reservation: str, lines: Sequence[tuple[int, int]]) -> Command:
+    """Gives back what was reserved."""
+    return _settle("release", reservation, tuple(Line(f"sku:{sku_id}", held=-quantity) for sku_id, quantity in lines))
+
+
+def _settle(kind: str, reservation: str, planned: tuple[Line, ...]) -> Command:
+    path, name = f"/reservations/{reservation}/{kind}", f"/reservations/[id]/{kind}"
+    return Command(kind, "POST", path, name, None, planned, reservation=reservation)
+
+
+def update_product(product_id: int, fields: Mapping[str, str], version: int | None = None) -> Command:
+    """Changes some fields of a product, only from a version where one is given."""
+    headers = {"If-Match": f'"{version}"'} if version is not None else {}
+    planned = (Line(f"product:{product_id}"),)
+    return Command("update", "PATCH", f"/products/{product_id}", "/products/[id]", dict(fields), planned, headers)
+
+
+def create_product(body: Mapping[str, Any]) -> Command:
+    """Makes a whole product."""
+    return Command("create", "POST", "/products", "/products", dict(body), ())
+
+
+def learn(command: Command, answer: Answer) -> tuple[tuple[Line, ...], str | None]:
+    """What an acknowledged command's answer adds to what was planned."""
+    document = answer.json() or {}
+    planned = {line.key: line for line in command.lines}
+    if command.kind == "adjust":
+        return tuple(_tell(planned[f"sku:{told['sku_id']}"], told) for told in document["lines"]), None
+    if command.kind == "count":
+        line = _tell(command.lines[0], document)
+        # A count that finds what was known makes no version.
+        unchanged = command.headers["If-Match"] == f'"{line.version}"'
+        return ((line._replace(version=None, delta=0),) if unchanged else (line,)), None
+    if command.kind == "update":
+        return (command.lines[0]._replace(version=version_of(answer)),), None
+    if command.kind == "create":
+        return (Line(f"product:{document['id']}", version_of(answer)),), None
+    reservation = str(document["reservation_id"])
+    version = 1 if command.kind == "reserve" else 2
+    return (*command.lines, Line(f"reservation:{reservation}", version)), reservation
+
+
+def _tell(line: Line, told: Mapping[str, int]) -> Line:
+    return line._replace(version=told["version"], on_hand=told["on_hand"], reserved=told["reserved"])
+
+
+# ---------------------------------------------------------------- reading answers
+
+
+def classify(answer: Answer) -> str:
+    """The outcome of a command: what is not certain is `info`."""
+    if answer.is_ok:
+        return "ok"
+    if answer.status == 0:
+        return "fail" if answer.never_sent else "info"
+    if answer.problem in _UNKNOWN_PROBLEMS or (answer.status >= 500 and answer.problem != "overloaded"):
+        return "info"
+    return "refused"
+
+
+def is_definite(answer: Answer) -> bool:
+    """Whether the service did what a service is there for: it did it, or refused for a reason of the shop's."""
+    return classify(answer) in ("ok", "refused") and answer.problem not in _REFUSALS_THAT_ARE_ERRORS
+
+
+def describe_error(answer: Answer) -> str:
+    """A short name for what went wrong."""
+    if answer.status:
+        return answer.problem or str(answer.status)
+    return "refused connection" if answer.never_sent else "no answer"
+
+
+def stock_line(key: str, answer: Answer) -> Line:
+    """What a GET of an inventory shows; version 0 when there is nothing."""
+    told = answer.json() if answer.is_ok else None
+    return _tell(Line(key), told) if told else Line(key, 0)
+
+
+def version_of(answer: Answer) -> int:
+    """The version in an ETag (`"7"` or `"7-..."`); 0 when there is none."""
+    digits = (answer.header("etag") or "").strip('"').partition("-")[0]
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 and answer.is_ok else 0
+
+
+def parse_lag(answer: Answer) -> float | None:
+    """`Atelier-Lag-Ms`; None when it is not known."""
+    try:
+        return float(answer.header("atelier-lag-ms") or "unknown")
+    except ValueError:
+        return None
+
+
+def fingerprint(token: str | None) -> str | None:
+    """Ten digits that tell tokens apart."""
+    return hashlib.blake2b(token.encode(), digest_size=5).hexdigest() if token else None
+
+
+def pick_lines(rng: random.Random, sku_ids: Iterable[int], most: int) -> list[tuple[int, int]]:
+    """Some SKUs in random order with a small quantity each."""
+    ids = list(sku_ids)
+    chosen = rng.sample(ids, min(rng.randint(1, most), len(ids)))
+    return [(sku_id, rng.randint(1, 2)) for sku_id in chosen]

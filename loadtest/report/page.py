@@ -1,0 +1,127 @@
+"""The report as one HTML file that needs nothing else: no network, no other file."""
+
+import html
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_FOLDER = Path(__file__).parent
+_MARKS = {"valid": "✓", "invalid": "✗", "unknown": "?"}
+
+
+def write_report(folder: Path, document: dict[str, Any]) -> None:
+    """Writes `summary.json` and `report.html` into a folder."""
+    (folder / "summary.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(render(document), encoding="utf-8")
+
+
+def render(document: dict[str, Any]) -> str:
+    """The page."""
+    # "</" would end the script element, whatever stands before it.
+    data = json.dumps({name: document[name] for name in ("series", "faults", "phases")}).replace("</", "<\\/")
+    parts = {
+        "title": f"{document['scenario']}: {document['state']}",
+        "state": document["state"],
+        "heading": f"{_MARKS[document['state']]} {document['state']}",
+        "scenario": document["scenario"],
+        "summary": document["summary"],
+        "style": (_FOLDER / "page.css").read_text(encoding="utf-8"),
+        "script": (_FOLDER / "charts.js").read_text(encoding="utf-8"),
+        "data": data,
+        "verdicts": render_verdicts(document["verdicts"]),
+        "figures": render_figures(document),
+        "phases": render_phases(document),
+        "faults": render_faults(document),
+        "settings": render_pairs({**document["settings"], **document["machine"]}),
+    }
+    page = (_FOLDER / "page.html").read_text(encoding="utf-8")
+    raw = {"style", "script", "data", "verdicts", "figures", "phases", "faults", "settings"}
+    for name, value in parts.items():
+        page = page.replace(f"{{{{{name}}}}}", value if name in raw else html.escape(value))
+    return page
+
+
+def render_verdicts(verdicts: Iterable[dict[str, Any]]) -> str:
+    """One row a guarantee."""
+    return "".join(
+        f'<tr class="{verdict["state"]}"><td class="mark">{_MARKS[verdict["state"]]} {verdict["state"]}</td>'
+        f"<th scope=row>{html.escape(verdict['guarantee'])}</th><td class=number>{verdict['looked_at']:,}</td>"
+        f"<td>{html.escape(tell_verdict(verdict))}</td></tr>"
+        for verdict in verdicts
+    )
+
+
+def tell_verdict(verdict: dict[str, Any]) -> str:
+    """The last column: the witness, and how many more there are."""
+    if verdict["only_reported"]:
+        return f"Reported only. {verdict['witness']}".strip()
+    more = f" And {verdict['also']} more like it." if verdict["also"] else ""
+    return verdict["witness"] + more
+
+
+def render_figures(document: dict[str, Any]) -> str:
+    """The few figures that matter most, and each with its name."""
+    figures = document["figures"]
+    errors = sum(figures["errors"].values())
+    cards = {
+        "reads": f"{figures['reads']:,}",
+        "commands": f"{figures['commands']:,}",
+        "refused by the rules": f"{figures['refused']:,}",
+        "errors": f"{errors:,}" + "".join(f"<small>{html.escape(name)} {count:,}</small>" for name, count in figures["errors"].items()),
+        "p99 from the intended start": f"{tell_ms(figures['open_loop_ms']['p99'])}<small>closed loop {tell_ms(figures['closed_loop_ms'].get('p99'))}</small>",
+        "p50 / p95": f"{tell_ms(figures['open_loop_ms']['p50'])} / {tell_ms(figures['open_loop_ms']['p95'])}",
+    }
+    if knee := document["knee"]:
+        cards["knee"] = f"{knee['requests_per_s']:,} a second" + ("" if knee["reached"] else "<small>not reached: the limits held to the end</small>")
+    return "".join(f"<div class=card><dt>{name}</dt><dd>{value}</dd></div>" for name, value in cards.items())
+
+
+def render_phases(document: dict[str, Any]) -> str:
+    """A table of the phases, where there is more than one."""
+    phases = document["phases"]
+    if len(phases) < 2:
+        return ""
+    rows = "".join(
+        f"<tr><th scope=row>{html.escape(phase['label'])}</th><td class=number>{phase['rate_per_s']:,}</td>"
+        f"<td class=number>{phase['error_rate']:.1%}</td>"
+        + "".join(f"<td class=number>{tell_ms(phase[name])}</td>" for name in ("p50_ms", "p95_ms", "p99_ms"))
+        + "</tr>"
+        for phase in phases
+    )
+    head = "".join(f"<th scope=col>{name}</th>" for name in ("phase", "requests a second", "errors", "p50", "p95", "p99"))
+    return f"<h2>Side by side</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def render_faults(document: dict[str, Any]) -> str:
+    """What was broken when, and what the lab has to say beside it."""
+    rows = "".join(
+        f"<tr><th scope=row>{html.escape(span['name'])}</th><td class=number>{span['began_s']:.1f} s</td>"
+        f"<td class=number>{'-' if span['ended_s'] is None else format(span['ended_s'], '.1f') + ' s'}</td><td>{html.escape(span['error'])}</td></tr>"
+        for span in document["faults"]
+    )
+    head = "".join(f"<th scope=col>{name}</th>" for name in ("fault", "from", "to", "what went wrong with it"))
+    table = f"<h2>Faults</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if rows else ""
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in document["notes"])
+    return table + (f"<h2>Notes</h2><ul>{notes}</ul>" if notes else "")
+
+
+def render_pairs(pairs: dict[str, Any]) -> str:
+    """Names and values."""
+    return "".join(
+        f"<tr><th scope=row>{html.escape(name.replace('_', ' '))}</th><td>{_tell_value(value)}</td></tr>"
+        for name, value in pairs.items()
+        if value is not None
+    )
+
+
+def tell_ms(value: float | None) -> str:
+    """Milliseconds for people."""
+    if value is None:
+        return "-"
+    return f"{value / 1000:.2f} s" if value >= 1000 else f"{value:.1f} ms" if value < 10 else f"{value:.0f} ms"
+
+
+def _tell_value(value: Any) -> str:
+    values = value if isinstance(value, list) else [value]
+    return "<br>".join(html.escape(str(each)) for each in values)

@@ -1,0 +1,352 @@
+"""One run of a scenario: brings everything up, lets the users loose, breaks things, reads what is left, and judges."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gevent
+from locust.env import Environment
+
+from loadtest.checkers.registry import check_history, doubt_all
+from loadtest.checkers.verdict import Verdict
+from loadtest.client import Patience, Session, adjust
+from loadtest.clock import Clock, start_clock
+from loadtest.faults.embedded import Embedded
+from loadtest.faults.tcp_proxy import TcpProxy
+from loadtest.faults.timeline import Span, Timeline
+from loadtest.final import FinalStateError, Surveyor, is_answering
+from loadtest.history.record import MalformedHistoryError, read_op, write_op
+from loadtest.history.store import StoredHistory
+from loadtest.metrics import Histogram, Meter
+from loadtest.recorder import Recorder
+from loadtest.sabotage.proxy import MALICE, SabotageProxy
+from loadtest.sabotage.tamper import TAMPERS
+from loadtest.scenarios.model import Crew, Phase, Scenario
+from loadtest.transport import PlainTransport, Request
+from loadtest.users.base import LabUser, Stage
+from loadtest.watcher import Watcher
+from loadtest.world import SetUpError, make_world
+
+_STOP_S = 25
+_CALM_S = 60
+_HEAR_S = 20
+_OPEN_S = 15
+_POLL_S = 0.5
+_KNEE_ERRORS = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the command line asked for.
+
+    Attributes:
+        scenario: what to run.
+        duration_s: of the load.
+        seed: of every chance in it.
+        rate: by how much all rates are multiplied.
+        urls: of running services; none for an embedded cluster.
+        api_key: of the services at `urls`.
+        sabotage: its name, or None.
+        p95_limit_ms: beyond this a ramp has found its knee.
+        out: folder for history and report.
+    """
+
+    scenario: Scenario
+    duration_s: float
+    seed: int
+    rate: float
+    urls: Sequence[str]
+    api_key: str
+    sabotage: str | None
+    p95_limit_ms: float
+    out: Path
+
+
+@dataclass(slots=True)
+class PhaseSpan:
+    """When a phase was run, and by how much its rates were multiplied."""
+
+    label: str
+    began_s: float
+    ended_s: float
+    rate: float
+
+
+@dataclass(slots=True)
+class Result:
+    """What a run showed."""
+
+    verdicts: list[Verdict]
+    meter: Meter
+    spans: list[Span] = field(default_factory=list)
+    phases: list[PhaseSpan] = field(default_factory=list)
+    operations: int = 0
+    closed_loop_ms: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Lab:
+    """Everything that a run has open, and its steps in order."""
+
+    def __init__(self, plan: Plan, *, say: Callable[[str], None]) -> None:
+        """Opens nothing yet; `say` is told what happens."""
+        self.plan = plan
+        self.scenario = plan.scenario
+        self.say = say
+        self.clock: Clock = start_clock()
+        self.meter = Meter()
+        self.recorder = Recorder(plan.out / "history.jsonl", self.meter)
+        self.embedded: Embedded | None = None
+        self.proxy: TcpProxy | None = None
+        self.sabotage: SabotageProxy | None = None
+        self.direct_url = ""
+        self.url = ""
+        self.api_key = plan.api_key
+        self.primary = ""
+        self.replicas: list[str] = []
+        self.timeline = Timeline((), plan.duration_s, self.clock)
+        self.phases: list[PhaseSpan] = []
+        self.notes: list[str] = []
+        self.closed_loop_ms: dict[str, float] = {}
+        self.running = False
+
+    # ------------------------------------------------------------ the whole run
+
+    def run(self) -> Result:
+        """Runs the scenario; everything that was opened is closed, whatever happens."""
+        with ExitStack() as stack:
+            stack.callback(self.recorder.close)
+            self._open(stack)
+            stage = self._set_up()
+            watchers = self._start_watchers(stack)
+            with self._following_nodes():
+                self._load(stage)
+            self._calm_down()
+            self._hear_out(stage, watchers)
+            self._survey(stage)
+        self.say("checking the history")
+        return Result(
+            self._judge(), self.meter, self.timeline.spans, self.phases, self.recorder.count, self.closed_loop_ms, self.notes
+        )
+
+    # ------------------------------------------------------------ before
+
+    def _open(self, stack: ExitStack) -> None:
+        if self.plan.urls:
+            self.direct_url = self.plan.urls[0].rstrip("/")
+        else:
+            self.say("bringing up a cluster")
+            settings = {"ATELIER_QUORUM": "1"} if self.scenario.quorum else {}
+            self.embedded = Embedded.start(settings=settings)
+            stack.callback(self.embedded.close)
+            self.direct_url, self.api_key = self.embedded.url, self.embedded.api_key
+            if self.scenario.quorum:
+                self.embedded.ask_for_quorum(self._look_at_nodes())
+        self._look_at_nodes()
+        targets = [self.direct_url]
+        if self.scenario.servers and self.embedded:
+            targets = [self.embedded.serve().url for _ in range(self.scenario.servers)]
+        self.url = targets[0]
+        if self.scenario.proxied:
+            self.proxy = TcpProxy(targets, seed=self.plan.seed)
+            stack.callback(self.proxy.close)
+            self.url = self.proxy.url
+        if self.plan.sabotage in MALICE:
+            malice = MALICE[self.plan.sabotage](random.Random(self.plan.seed))
+            self.sabotage = SabotageProxy(self.url, malice)
+            stack.callback(self.sabotage.close)
+            self.url = self.sabotage.url
+
+    def _set_up(self) -> Stage:
+        self.say("making the shop")
+        session = self._own_session("setup")
+        world = make_world(session, self.scenario.shop, hot=self.scenario.hot)
+        return Stage(world, self.recorder, clock=self.clock, api_key=self.api_key, seed=self.plan.seed)
+
+    def _own_session(self, name: str) -> Session:
+        return Session(
+            name,
+            PlainTransport(self.direct_url),
+            api_key=self.api_key,
+            recorder=self.recorder,
+            clock=self.clock,
+            rng=random.Random(f"{self.plan.seed}/{name}/{time.time_ns()}"),
+            patience=Patience(attempts=20),
+        )
+
+    def _start_watchers(self, stack: ExitStack) -> list[Watcher]:
+        names = [f"watcher-{number + 1}" for number in range(self.scenario.watchers)]
+        watchers = [Watcher(name, self.url, self.recorder, clock=self.clock) for name in names]
+        for watcher in watchers:
+            if not watcher.start(within_s=_OPEN_S):
+                raise SetUpError("the change feed does not open")
+            stack.callback(watcher.close)
+        return watchers
+
+    # ------------------------------------------------------------ the load
+
+    def _load(self, stage: Stage) -> None:
+        scenario, plan = self.scenario, self.plan
+        phases = scenario.phases or (Phase(scenario.name),)
+        self.timeline = Timeline(scenario.faults(self), plan.duration_s, self.clock)
+        faults = threading.Thread(target=self.timeline.run, daemon=True)
+        faults.start()
+        self.running = True
+        try:
+            for number, phase in enumerate(phases):
+                url = self._url_of(phase, number)
+                self._run_phase(stage, phase, url, plan.duration_s / len(phases))
+                if scenario.stops_at_knee and self._is_beyond_knee(self.phases[-1]):
+                    self.say(f"the knee: {self.phases[-1].label} breaks the limits")
+                    break
+        finally:
+            self.running = False
+            self.timeline.stop()
+            faults.join(timeout=240)
+
+    def _url_of(self, phase: Phase, number: int) -> str:
+        if phase.settings is None:
+            return self.url
+        if self.embedded:
+            return self.embedded.serve(phase.settings).url
+        return self.plan.urls[number % len(self.plan.urls)]
+
+    def _run_phase(self, stage: Stage, phase: Phase, url: str, duration_s: float) -> None:
+        """Lets the users of all crews loose for a while; each ends its last errand before the phase is over."""
+        classes = [self._make_class(crew, stage, phase, url) for crew in self.scenario.crews]
+        environment = Environment(user_classes=classes, host=url, stop_timeout=_STOP_S)
+        runner = environment.create_local_runner()
+        total = sum(crew.users for crew in self.scenario.crews)
+        began_s = self.clock()
+        runner.start(total, spawn_rate=max(total, 1))
+        gevent.sleep(duration_s)
+        ended_s = self.clock()
+        runner.stop()
+        for percent in (50, 95, 99):
+            figure = environment.stats.total.get_response_time_percentile(percent / 100)
+            self.closed_loop_ms[f"p{percent}"] = float(figure or 0)
+        runner.quit()
+        self.phases.append(PhaseSpan(phase.label, began_s, ended_s, phase.rate))
+
+    def _make_class(self, crew: Crew, stage: Stage, phase: Phase, url: str) -> type[LabUser]:
+        attributes = {
+            **crew.options,
+            "stage": stage,
+            "rate_per_s": crew.rate_per_s * self.plan.rate * phase.rate,
+            "fixed_count": crew.users,
+            "host": url,
+            "abstract": False,
+        }
+        return type(crew.kind.__name__, (crew.kind,), attributes)
+
+    def _is_beyond_knee(self, phase: PhaseSpan) -> bool:
+        figures = phase_figures(self.meter, phase)
+        return figures["error_rate"] > _KNEE_ERRORS or (figures["p95_ms"] or 0.0) > self.plan.p95_limit_ms
+
+    @contextmanager
+    def _following_nodes(self) -> Iterator[None]:
+        """Keeps an eye on the replicas' lag."""
+        done = threading.Event()
+
+        def follow() -> None:
+            while not done.wait(_POLL_S):
+                self._look_at_nodes()
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join(timeout=10)
+
+    def _look_at_nodes(self) -> list[str]:
+        """Asks who is there; who is primary is remembered as it was when the run began."""
+        transport = PlainTransport(self.direct_url, timeout_s=3)
+        try:
+            document = transport.send(Request("GET", "/cluster", "/cluster", {})).json()
+        finally:
+            transport.close()
+        nodes = document["nodes"] if isinstance(document, dict) and "nodes" in document else []
+        for node in nodes:
+            if node["lag_ms"] is not None:
+                self.meter.see_lag(self.clock(), node["name"], float(node["lag_ms"]))
+        if not self.running and not self.primary:
+            self.primary = next((node["name"] for node in nodes if node["role"] == "primary"), "")
+            self.replicas = [node["name"] for node in nodes if node["role"] == "replica"]
+        return [node["name"] for node in nodes]
+
+    # ------------------------------------------------------------ after
+
+    def _calm_down(self) -> None:
+        self.say("waiting for calm")
+        deadline_s = time.monotonic() + _CALM_S
+        while not is_answering(self.direct_url) and time.monotonic() < deadline_s:
+            time.sleep(0.2)
+
+    def _hear_out(self, stage: Stage, watchers: Sequence[Watcher]) -> None:
+        """One last change, which every watcher must be told of before it may leave."""
+        canary = stage.world.canary
+        answer = self._own_session("canary").command(adjust([(canary, 1)]))
+        version = answer.json()["lines"][0]["version"] if answer.is_ok else 0
+        for watcher in watchers:
+            if not watcher.wait_for(f"sku:{canary}", version, within_s=_HEAR_S):
+                self.notes.append(f"{watcher.name} was not told of the last change within {_HEAR_S} s")
+            self.notes += [f"{watcher.name} had to begin anew: {why}" for why in watcher.lost]
+
+    def _survey(self, stage: Stage) -> None:
+        self.say("reading the final state")
+        surveyor = Surveyor(self.direct_url, self.api_key, self.recorder, self.clock)
+        world = stage.world
+        try:
+            surveyor.survey(
+                reservations=stage.reservations, skus=[*world.skus, world.canary], products=world.products
+            )
+        except FinalStateError as error:
+            self.notes.append(f"the final state could not be read: {error}")
+
+    def _judge(self) -> list[Verdict]:
+        path = self.plan.out / "history.jsonl"
+        if self.plan.sabotage in TAMPERS:
+            tamper_with(path, self.plan.sabotage, random.Random(self.plan.seed))
+        names = tuple(self.scenario.checks)
+        with StoredHistory() as history:
+            try:
+                with path.open(encoding="utf-8") as lines:
+                    history.load(lines)
+            except MalformedHistoryError as error:
+                return doubt_all(str(error), names)
+            return check_history(history, names)
+
+
+def tamper_with(path: Path, name: str, rng: random.Random) -> None:
+    """Rewrites a history as the named sabotage would have left it.
+
+    Raises:
+        NothingToBreakError: it holds nothing that could be broken so.
+    """
+    with path.open(encoding="utf-8") as lines:
+        ops = [read_op(line) for line in lines]
+    broken = TAMPERS[name].apply(ops, rng)
+    path.write_text("".join(f"{write_op(op)}\n" for op in broken), encoding="utf-8")
+
+
+def phase_figures(meter: Meter, phase: PhaseSpan) -> dict[str, float | None]:
+    """The figures of one phase, over its whole seconds."""
+    latency, requests, errors = Histogram(), 0, 0
+    for second in range(int(phase.began_s) + 1, int(phase.ended_s)):
+        found = meter.seconds.get(second)
+        if found is not None:
+            latency.merge(found.latency)
+            requests += found.reads + found.commands
+            errors += found.errors.total()
+    seconds = max(1, int(phase.ended_s) - int(phase.began_s) - 1)
+    return {
+        "rate_per_s": round(requests / seconds, 1),
+        "error_rate": errors / requests if requests else 0.0,
+        **{f"p{percent}_ms": latency.percentile_ms(percent) for percent in (50, 95, 99)},
+    }

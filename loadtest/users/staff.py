@@ -1,0 +1,53 @@
+"""Those who work behind the shop."""
+
+from typing import ClassVar
+
+from locust import task
+
+from loadtest.client import CAUSAL, EVENTUAL, STRONG, Consistency, adjust, count, pick_lines, update_product, version_of
+from loadtest.users.base import LabUser
+
+_BOUNDED = Consistency("bounded", 500)
+
+
+class Warehouse(LabUser):
+    """Puts goods in and takes them out, and now and then counts a shelf."""
+
+    most_lines: ClassVar[int] = 3
+    only_hot: ClassVar[bool] = True
+    counts: ClassVar[bool] = False
+
+    @task(6)
+    def move_goods(self) -> None:
+        """An adjustment, and a look at what it did."""
+        world = self.stage.world
+        chosen = pick_lines(self.rng, world.hot if self.only_hot else world.skus, self.most_lines)
+        lines = [(sku, quantity * self.rng.choice((-1, 1))) for sku, quantity in chosen]
+        self.session.command(adjust(lines))
+        self.session.read_stock(lines[0][0], self.rng.choice((CAUSAL, CAUSAL, STRONG, _BOUNDED)))
+
+    @task(1)
+    def count_a_shelf(self) -> None:
+        """A count guarded by the version that was seen; without permission to count, a look."""
+        sku = self.rng.choice(self.stage.world.skus)
+        seen = self.session.read_stock(sku, STRONG)
+        if self.counts and seen.is_ok:
+            document = seen.json()
+            found = document["on_hand"] + self.rng.choice((-1, 0, 1))
+            self.session.command(count(sku, max(found, document["reserved"]), document["version"]))
+            self.session.read_stock(sku, CAUSAL)
+
+
+class CatalogueAdmin(LabUser):
+    """Rewrites product texts, half of the time only from the version it has seen."""
+
+    @task
+    def rewrite(self) -> None:
+        """One change, and a look at it as the shoppers see it."""
+        product_id = self.rng.choice(self.stage.world.products)
+        seen = self.session.read_product(product_id, self.rng.choice((CAUSAL, STRONG)))
+        version = version_of(seen) if self.rng.random() < 0.5 and seen.is_ok else None
+        slogan = f"Slogan {self.rng.getrandbits(32):08x}"
+        self.session.command(update_product(product_id, {"slogan": slogan}, version))
+        self.session.read_product(product_id, CAUSAL)
+        self.session.get(f"/products/{product_id}/styles", "/products/[id]/styles", EVENTUAL)

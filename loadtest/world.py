@@ -1,0 +1,109 @@
+"""The shop of a run: products and SKUs made for it through the API, which nobody else touches."""
+
+import random
+from bisect import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from loadtest.client import STRONG, Session, create_product
+from loadtest.history.record import Line
+
+_FEATURES = [{"feature": "Fabric", "value": "Canvas"}, {"feature": "Cut", "value": "Loose"}]
+
+
+class SetUpError(Exception):
+    """The service does not let the lab make what it needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shop:
+    """How big the shop of a scenario is.
+
+    Attributes:
+        products: how many; each has one style.
+        skus: of each product.
+        stock: of each SKU at first.
+    """
+
+    products: int = 20
+    skus: int = 2
+    stock: int = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What the users of a run work on.
+
+    Attributes:
+        products: ids, in order.
+        skus: ids, in order.
+        hot: the SKUs that heavy traffic aims at: the first ones.
+        canary: a SKU that only the end of the run touches.
+    """
+
+    products: Sequence[int]
+    skus: Sequence[int]
+    canary: int
+    hot: Sequence[int] = field(default_factory=tuple)
+
+
+class IdChooser:
+    """Chooses ids as shoppers do: by Zipf's law, or evenly among the newest tenth."""
+
+    def __init__(self, ids: Sequence[int], *, way: str = "zipf", exponent: float = 1.0) -> None:
+        """Prepares the choice.
+
+        Args:
+            ids: what to choose from, the most wanted first.
+            way: `zipf` or `last-tenth`.
+            exponent: how much the first are preferred by `zipf`.
+        """
+        self._ids = ids if way == "zipf" else ids[-max(1, len(ids) // 10) :]
+        weights = (1 / rank**exponent if way == "zipf" else 1.0 for rank in range(1, len(self._ids) + 1))
+        self._cumulated = list(accumulate(weights))
+
+    def choose(self, rng: random.Random) -> int:
+        """One id."""
+        return self._ids[bisect(self._cumulated, rng.random() * self._cumulated[-1])]
+
+
+def make_world(session: Session, shop: Shop, *, hot: int) -> World:
+    """Makes the products of a shop and one for the canary.
+
+    Raises:
+        SetUpError: the service refuses.
+    """
+    products: list[int] = []
+    skus: list[int] = []
+    for _ in range(shop.products):
+        product_id, made = _make_product(session, shop, related=products[-4:])
+        products.append(product_id)
+        skus += made
+    _, canaries = _make_product(session, Shop(skus=1), related=[])
+    return World(products, skus, canaries[0], tuple(skus[:hot]))
+
+
+def _make_product(session: Session, shop: Shop, *, related: Sequence[int]) -> tuple[int, list[int]]:
+    """One product with its SKUs."""
+    sizes = [{"size": f"size {number}", "quantity": shop.stock} for number in range(shop.skus)]
+    style = {"name": "Plain", "original_price": "140", "sale_price": None, "default?": True, "skus": sizes}
+    body = {
+        "name": f"Lab coat {session.rng.getrandbits(24):06x}",
+        "slogan": "Made to be tested",
+        "description": "One of many, made by the lab and left behind.",
+        "category": "Coats",
+        "default_price": "140",
+        "features": _FEATURES,
+        "related": list(related),
+        "styles": [style],
+    }
+    answer = session.command(create_product(body))
+    if not answer.is_ok:
+        raise SetUpError(f"making a product failed: {answer.status} {answer.problem or answer.error}")
+    product_id = int(answer.json()["id"])
+    styles = session.get(f"/products/{product_id}/styles", "/products/[id]/styles", STRONG).json()
+    skus = sorted(int(sku) for style in styles["results"] for sku in style["skus"])
+    session.tell_stock([Line(f"sku:{sku}", None, shop.stock, 0, shop.stock) for sku in skus])
+    return product_id, skus
+
