@@ -182,10 +182,11 @@ def run_as_nobody(
         text=True,
         timeout=120,
         cwd="/",
+        check=False,
     )
 
 
 def can_read(path: Path) -> bool:
     """Whether the user `nobody` can."""
     user = {"user": NOBODY.pw_uid, "group": NOBODY.pw_gid, "extra_groups": []}
-    return subprocess.run(["/bin/sh", "-c", 'test -r "$1"', "sh", path], **user, cwd="/").returncode == 0
+    return subprocess.run(["/bin/sh", "-c", 'test -r "$1"', "sh", path], **user, cwd="/", check=False).returncode == 0
