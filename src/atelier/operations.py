@@ -1,9 +1,10 @@
 """What operators ask: is it up, is it able, who is primary, who is behind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from litestar import HttpMethod, Response, Router, route
+from litestar.types import Guard
 
 from atelier.deadline import Clock
 from atelier.problems import retry_later
@@ -21,9 +22,13 @@ def build_operations(
     settings: Settings,
     *,
     clock: Clock,
+    guards: Sequence[Guard] = (),
     wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Router:
-    """The operational routes of one process; the wall clock is for times that people read."""
+    """The operational routes of one process; the guards say who may see the cluster.
+
+    The wall clock is for times that people read.
+    """
 
     def to_time(at_s: float | None) -> str | None:
         """A moment of the monotonic clock as people write it."""
@@ -47,7 +52,7 @@ def build_operations(
             raise retry_later("no-replica", "no node is usable")
         return {"status": "ready"}
 
-    @route("/cluster", http_method=_READ)
+    @route("/cluster", http_method=_READ, guards=guards)
     async def cluster() -> Response[dict[str, object]]:
         """Every node as this process sees it."""
         snapshot, now_s = monitor.snapshot, clock()

@@ -67,8 +67,6 @@ WAITS = LabelledDurations("atelier_read_wait_seconds", "Reads that waited for a 
 RETRIES = LabelledCounter("atelier_read_retries", "Reads tried again on another node, by the node that failed.", "node")
 EJECTIONS = LabelledCounter("atelier_node_ejections", "Nodes taken out of routing for a while.", "node", "reason")
 MERGED = LabelledCounter("atelier_reads_merged", "Reads that shared a statement with others.", "statement")
-COMMANDS = LabelledCounter("atelier_commands", "Commands decided, by kind and outcome.", "command", "outcome")
-COMMITS = LabelledDurations("atelier_commit_seconds", "COMMIT on the primary.", "outcome")
 
 Sample = tuple[str, dict[str, str], float]
 

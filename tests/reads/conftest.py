@@ -21,15 +21,20 @@ select id, 'Product ' || id, 'slogan', repeat('words ', 20), 'Hats', id % 500 fr
 insert into feature (product_id, feature, value) select id, 'Fabric', 'Wool' from generate_series(1, {n}) as id;
 insert into style (id, product_id, name, original_price, is_default)
 select id, 1 + (id - 1) / 2, 'Red', 140, id % 2 = 0 from generate_series(1, 2 * {n}) as id;
-insert into photo (style_id, url, thumbnail_url) select id, 'https://a.example', null from generate_series(1, 2 * {n}) as id;
-insert into sku (id, style_id, size) select id, 1 + (id - 1) / 2, 'M' from generate_series(1, 4 * {n}) as id;
+insert into photo (style_id, url, thumbnail_url)
+select id, 'https://a.example', null from generate_series(1, 2 * {n}) as id;
+insert into sku (id, style_id, size)
+select id, 1 + (id - 1) / 2, 'M' from generate_series(1, 4 * {n}) as id;
 insert into stock (sku_id, on_hand) select id, 9 from generate_series(1, 4 * {n}) as id;
 insert into related (product_id, position, related_product_id)
 select id, 1, 1 + id % {n} from generate_series(1, {n}) as id;
 insert into reservation (catalogue_id, expires_at) select 1, now() from generate_series(1, {n}) as id;
-insert into reservation_line (reservation_id, line, sku_id, quantity) select id, 0, id, 1 from generate_series(1, {n}) as id;
-insert into stock_movement (catalogue_id, sku_id, delta, kind) select 1, id, 9, 'initial' from generate_series(1, {n}) as id;
-insert into outbox (topic, kind, product_id, version) select 'product', 'updated', id, 1 from generate_series(1, {n}) as id;
+insert into reservation_line (reservation_id, line, sku_id, quantity)
+select id, 0, id, 1 from generate_series(1, {n}) as id;
+insert into stock_movement (catalogue_id, sku_id, delta, kind)
+select 1, id, 9, 'initial' from generate_series(1, {n}) as id;
+insert into outbox (topic, kind, product_id, version)
+select 'product', 'updated', id, 1 from generate_series(1, {n}) as id;
 select setval('product_id_seq', {n});
 select rebuild_page_counts();
 """

@@ -32,7 +32,7 @@ def list_operating() -> tuple[Operation, ...]:
         ),
         _operate(
             "/health/ready", "ready", "Can it serve its role?",
-            Success(200, "It can.", _STATUS, {"status": "ready"}), ("no-replica", "primary-unavailable"),
+            Success(200, "It can.", _STATUS, {"status": "ready"}), ("no-replica", "primary-unavailable", "overloaded"),
         ),
         _operate(
             "/cluster", "cluster", "Every database node, as this process sees it",
