@@ -32,8 +32,8 @@ from atelier.topology.monitor import TopologyMonitor
 from atelier.topology.sources import choose_source
 from atelier.topology.state import ClusterSnapshot
 from atelier.web.cors import Cors, Origins
+from atelier.web.draining import Draining
 from atelier.web.edge import App, Edge
-from atelier.web.guards import ask_for_key
 from atelier.web.metrics import build_metrics, observe_nodes
 from atelier.web.paths import Surface
 from atelier.web.refusals import Refusals
@@ -45,23 +45,22 @@ from atelier.writes.service import WriteService, utc_now
 def create_app(settings: Settings) -> Edge:
     """Makes the application of one process, for the role that the settings name. Does no I/O before its lifespan."""
     clock = time.monotonic
+    draining = Draining()
     keys = TokenKeys(settings.token_keys)
     monitor = TopologyMonitor(settings, choose_source(settings), clock=clock)
     pools = ReadPools(settings, clock=clock)
     executor = ReadExecutor(monitor, pools, clock=clock, when_primary_full=settings.reads.when_primary_full)
     responder = Responder(settings, keys, Asker(settings, keys, clock=clock))
-    lookup = KeyLookup(settings, monitor, clock=clock)
-    readers_verifier = KeyVerifier(lookup.find, clock=clock, now=utc_now)
-    guards = [ask_for_key(readers_verifier)] if settings.web.operations == "keyed" else []
-    nodes = observe_nodes(lambda: monitor.snapshot, executor.in_flight, pools.connections, clock=clock)
     routers: list[ControllerRouterHandler] = [
-        build_operations(monitor, executor, settings, clock=clock, guards=guards),
-        build_metrics([nodes], guards=guards),
+        build_operations(monitor, executor, settings, clock=clock, is_ending=lambda: draining.has_begun),
+        build_metrics([observe_nodes(lambda: monitor.snapshot, executor.in_flight, clock=clock)]),
         *build_documentation(write_document()),
     ]
+    lookup = KeyLookup(settings, monitor, clock=clock)
     tail = ChangeTail(settings, monitor, clock=clock)
     if settings.role != "writes":
-        routers.extend(build_reads(Reads(Storefront(executor), responder, readers_verifier)))
+        verifier = KeyVerifier(lookup.find, clock=clock, now=utc_now)
+        routers.extend(build_reads(Reads(Storefront(executor), responder, verifier)))
         routers.append(build_feed_handler(Feed(tail, monitor, keys, clock=clock, limits=FeedLimits())))
 
     service = (
@@ -82,6 +81,7 @@ def create_app(settings: Settings) -> Edge:
             await stack.enter_async_context(tail)
             if service is not None:
                 await stack.enter_async_context(service)
+            draining.listen()
             yield
 
     app = Litestar(
@@ -96,6 +96,7 @@ def create_app(settings: Settings) -> Edge:
         cors=Cors(Origins(settings.web.read_origins), Origins(settings.web.command_origins)),
         clock=clock,
         logs_requests=settings.web.logs_requests,
+        is_ending=lambda: draining.has_begun,
     )
 
 

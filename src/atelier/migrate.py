@@ -104,6 +104,8 @@ def _upgrade(connection: Connection, say: Callable[[str], None]) -> None:
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     before = _revision(connection)
+    # What that look began is ended: each migration is to have a transaction of its own, or none (autocommit_block).
+    connection.commit()
     command.upgrade(config, "head")
     script = ScriptDirectory.from_config(config)
     for revision in reversed(list(script.iterate_revisions("head", before or "base"))):

@@ -23,11 +23,19 @@ def build_operations(
     *,
     clock: Clock,
     guards: Sequence[Guard] = (),
+    is_ending: Callable[[], bool] = lambda: False,
     wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Router:
-    """The operational routes of one process; the guards say who may see the cluster.
+    """The operational routes of one process.
 
-    The wall clock is for times that people read.
+    Args:
+        monitor: what is known of the nodes.
+        executor: what runs on them.
+        settings: the process's role.
+        clock: monotonic, in seconds.
+        guards: who may see the cluster; health is for everybody.
+        is_ending: whether the process has been told that it will end soon; then it is not ready.
+        wall_clock: for times that people read.
     """
 
     def to_time(at_s: float | None) -> str | None:
@@ -44,6 +52,8 @@ def build_operations(
     @route("/health/ready", http_method=_READ)
     async def ready() -> dict[str, str]:
         """The process is able to serve its role."""
+        if is_ending():
+            raise retry_later("overloaded", "this process is about to end")
         snapshot, now_s = monitor.snapshot, clock()
         usable = [node for node in snapshot.nodes if node.is_fresh(now_s) and node.role in ("primary", "replica")]
         if settings.role == "writes" and snapshot.primary not in usable:

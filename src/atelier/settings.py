@@ -57,6 +57,9 @@ class Timeouts:
     """The reads take below 10 ms; a slow node is left for a sibling after this."""
     probe_ms: int = 1_000
     """An observation that took longer is too old to route by."""
+    notice_ms: int = 0
+    """How long a stopping process is not ready, but answers, before it takes no more connections: the time in which a
+    proxy notices. 0 where nobody stands in front."""
     drain_ms: int = 10_000
     """How long a stopping process finishes what it has begun."""
 
@@ -203,6 +206,7 @@ class Settings:
                 command_ms=source.number("ATELIER_COMMAND_MS", 10_000, 100, 60_000),
                 connect_ms=source.number("ATELIER_CONNECT_MS", 1_000, 10, 60_000),
                 statement_ms=source.number("ATELIER_STATEMENT_MS", 1_000, 10, 60_000),
+                notice_ms=source.number("ATELIER_NOTICE_MS", 0, 0, 60_000),
             ),
             pools=PoolLimits(
                 replica=source.number("ATELIER_REPLICA_CONNECTIONS", 8, 1, 200),

@@ -14,33 +14,30 @@ pytestmark = pytest.mark.timeout(600)
 NODES = ("primary", "replica-1", "replica-2")
 MIGRATIONS = "/opt/atelier/lib/python3.13/site-packages/atelier/bundled/migrations/versions"
 
-EXPAND = '''"""Two columns and an index."""
-
-import sqlalchemy as sa
-from alembic import op
-
-revision, down_revision, branch_labels, depends_on = "e2e1", "{after}", None, None
-
-
-def upgrade() -> None:
-    op.add_column("stock", sa.Column("e2e_note", sa.Text))
-    op.add_column("product", sa.Column("e2e_note", sa.Text, server_default=""))
-    with op.get_context().autocommit_block():
-        op.create_index("e2e_note_idx", "stock", ["e2e_note"], postgresql_concurrently=True)
-'''
-CONTRACT = '''"""Gone again."""
+# Expand, then contract. What can't run in a transaction is a migration of its own, and may be tried again: a build that
+# was interrupted leaves an invalid index behind.
+MIGRATION = '''"""{name}"""
 
 from alembic import op
 
-revision, down_revision, branch_labels, depends_on = "e2e2", "e2e1", None, None
+revision, down_revision, branch_labels, depends_on = "{name}", "{after}", None, None
 
 
 def upgrade() -> None:
-    with op.get_context().autocommit_block():
-        op.drop_index("e2e_note_idx", postgresql_concurrently=True)
-    op.drop_column("stock", "e2e_note")
-    op.drop_column("product", "e2e_note")
+    {statements}
 '''
+CONCURRENTLY = """with op.get_context().autocommit_block():
+        op.execute("drop index concurrently if exists e2e_note_idx")
+        op.execute("create index concurrently e2e_note_idx on stock (e2e_note)")"""
+STEPS = {
+    "e2e1": """op.execute("alter table stock add column e2e_note text")
+    op.execute("alter table product add column e2e_note text default ''")""",
+    "e2e2": CONCURRENTLY,
+    "e2e3": """with op.get_context().autocommit_block():
+        op.execute("drop index concurrently if exists e2e_note_idx")""",
+    "e2e4": """op.execute("alter table stock drop column e2e_note")
+    op.execute("alter table product drop column e2e_note")""",
+}
 
 
 def test_scaling_the_reads_up_and_down_fails_no_request(plain: Stack, product: tuple[int, list[int]]) -> None:
@@ -111,13 +108,14 @@ def test_migrations_under_load_fail_no_request(plain: Stack, product: tuple[int,
     ((newest,),) = plain.sql("primary", "select version_num from atelier.alembic_version")
     with traffic(plain.port, plain.key, product[1]) as (commands, reads):
         commands.wait_for_more(50)
-        mounts: list[str] = []
-        for name, text in (("e2e1", EXPAND.format(after=newest)), ("e2e2", CONTRACT)):
+        mounts, after = [], newest
+        for name, statements in STEPS.items():
             script = tmp_path / f"{name}.py"
-            script.write_text(text)
+            script.write_text(MIGRATION.format(name=name, after=after, statements=statements))
             mounts.append(f"--volume={script}:{MIGRATIONS}/{name}.py:ro")
             plain.compose("run", "--rm", "--no-deps", *mounts, "migrate")
             commands.wait_for_more(50)
+            after = name
     plain.sql("primary", f"update atelier.alembic_version set version_num = '{newest}'")
     assert reads.failures == []
     assert commands.refused == Counter()

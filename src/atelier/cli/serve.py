@@ -2,7 +2,9 @@
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
+from threading import Timer
 
 import click
 from granian.constants import HTTPModes, Interfaces, Loops
@@ -12,6 +14,7 @@ from granian.server.mp import MPServer
 from atelier.cli.options import data_dir_option, find_environment
 from atelier.errors import AtelierError
 from atelier.settings import Settings
+from atelier.web.draining import NOTICE
 
 # Of connections, per worker: requests beyond what the pools can serve are refused by the service itself.
 _MOST_CONNECTIONS = 1024
@@ -63,9 +66,28 @@ def ensure_port_free(host: str, port: int) -> None:
         raise PortInUseError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
 
 
+class NoticeServer(MPServer):
+    """Tells its workers that the end is near, and ends when who spreads requests over them has had time to notice."""
+
+    notice_ms = 0
+
+    def signal_handler_interrupt(self, *args: object, **kwargs: object) -> None:
+        """Ends after the notice; at once when told a second time, or with no notice to give."""
+        if not self.notice_ms:
+            super().signal_handler_interrupt(*args, **kwargs)  # type: ignore[no-untyped-call]  # the parent has no types
+            return
+        timer = Timer(self.notice_ms / 1000, super().signal_handler_interrupt)
+        timer.daemon = True
+        self.notice_ms = 0
+        for worker in self.wrks:
+            with suppress(ProcessLookupError):
+                os.kill(worker.inner.pid, NOTICE)
+        timer.start()
+
+
 def make_server(settings: Settings) -> MPServer:
     """The HTTP server: its bounds on connections, headers and on how long an end may take."""
-    return MPServer(
+    server = NoticeServer(
         "atelier.app:create_app_from_environment",
         address=settings.host,
         port=settings.port,
@@ -82,6 +104,8 @@ def make_server(settings: Settings) -> MPServer:
         workers_kill_timeout=settings.timeouts.drain_ms // 1000 + _KILL_MARGIN_S,
         process_name=None,
     )
+    server.notice_ms = settings.timeouts.notice_ms
+    return server
 
 
 def _hand_over(environ: dict[str, str], settings: Settings) -> None:

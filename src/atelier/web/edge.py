@@ -25,6 +25,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 # A document that is no page loads nothing, whatever somebody makes a browser take it for.
 STRICT_POLICY = b"default-src 'none'; frame-ancestors 'none'"
 _SECURITY: Headers = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+_CLOSE: Headers = [(b"connection", b"close")]
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _KNOWN_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
@@ -50,6 +51,7 @@ class Edge:
         cors: Cors,
         clock: Clock,
         logs_requests: bool = True,
+        is_ending: Callable[[], bool] = lambda: False,
         make_id: Callable[[], str] = make_request_id,
     ) -> None:
         """Wraps an application.
@@ -60,6 +62,7 @@ class Edge:
             cors: who may call from where.
             clock: monotonic, in seconds.
             logs_requests: write one line a request.
+            is_ending: whether the process will end soon; then each answer closes its connection.
             make_id: makes the id of a request that came without one.
         """
         self._app = app
@@ -67,6 +70,7 @@ class Edge:
         self._cors = cors
         self._clock = clock
         self._logs_requests = logs_requests
+        self._is_ending = is_ending
         self._make_id = make_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,6 +84,8 @@ class Edge:
         scope["atelier"] = exchange
         origin = headers[b"origin"].decode("latin-1") if b"origin" in headers else None
         answer = _Answer(send, exchange, scope["method"], self._cors.of_answer(scope["method"], origin))
+        if self._is_ending():
+            answer.farewell = _CLOSE
         started_s = self._clock()
         IN_PROGRESS.inc()
         try:
@@ -139,6 +145,7 @@ class _Answer:
         self._exchange = exchange
         self.method = method
         self.cors = cors
+        self.farewell: Headers = []
         self.status = 0
 
     async def send(self, message: Message) -> None:
@@ -174,6 +181,7 @@ class _Answer:
             (b"content-security-policy", self._exchange.policy or STRICT_POLICY),
             *_SECURITY,
             *self.cors,
+            *self.farewell,
         ]
 
 
