@@ -34,6 +34,7 @@ from atelier.topology.state import ClusterSnapshot
 from atelier.web.cors import Cors, Origins
 from atelier.web.draining import Draining
 from atelier.web.edge import App, Edge
+from atelier.web.guards import ask_for_key
 from atelier.web.metrics import build_metrics, observe_nodes
 from atelier.web.paths import Surface
 from atelier.web.refusals import Refusals
@@ -51,16 +52,20 @@ def create_app(settings: Settings) -> Edge:
     pools = ReadPools(settings, clock=clock)
     executor = ReadExecutor(monitor, pools, clock=clock, when_primary_full=settings.reads.when_primary_full)
     responder = Responder(settings, keys, Asker(settings, keys, clock=clock))
+    lookup = KeyLookup(settings, monitor, clock=clock)
+    readers_verifier = KeyVerifier(lookup.find, clock=clock, now=utc_now)
+    guards = [ask_for_key(readers_verifier)] if settings.web.operations == "keyed" else []
+    nodes = observe_nodes(lambda: monitor.snapshot, executor.in_flight, pools.connections, clock=clock)
     routers: list[ControllerRouterHandler] = [
-        build_operations(monitor, executor, settings, clock=clock, is_ending=lambda: draining.has_begun),
-        build_metrics([observe_nodes(lambda: monitor.snapshot, executor.in_flight, clock=clock)]),
+        build_operations(
+            monitor, executor, settings, clock=clock, guards=guards, is_ending=lambda: draining.has_begun
+        ),
+        build_metrics([nodes], guards=guards),
         *build_documentation(write_document()),
     ]
-    lookup = KeyLookup(settings, monitor, clock=clock)
     tail = ChangeTail(settings, monitor, clock=clock)
     if settings.role != "writes":
-        verifier = KeyVerifier(lookup.find, clock=clock, now=utc_now)
-        routers.extend(build_reads(Reads(Storefront(executor), responder, verifier)))
+        routers.extend(build_reads(Reads(Storefront(executor), responder, readers_verifier)))
         routers.append(build_feed_handler(Feed(tail, monitor, keys, clock=clock, limits=FeedLimits())))
 
     service = (

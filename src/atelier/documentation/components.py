@@ -75,7 +75,6 @@ SCHEMAS: Json = {
     ),
     "LiveStyles": shape(product_id=TEXT, results=several(ref("LiveStyle"))),
     "Related": several(ID),
-    "Features": several(ref("Feature")),
     "Stock": shape(sku_id=ID, on_hand=WHOLE, reserved=WHOLE, available=WHOLE, version=ID),
     "StockLines": shape(lines=several(ref("Stock"))),
     "Movement": shape(
