@@ -54,6 +54,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--url", action="append", default=[], help="a running service; more than one for balance-compare")
     where.add_argument("--embedded", action="store_true", help="a cluster of its own (the default without --url)")
+    where.add_argument("--data-dir", type=Path, metavar="FOLDER", help="a running embedded cluster (`atelier up --detach`), to be broken and mended")
     parser.add_argument("--api-key", default="", help="for --url: with all scopes; else LOADTEST_API_KEY")
     parser.add_argument("--duration", type=seconds, metavar="SECONDS", help="of the load")
     parser.add_argument("--rate", type=factor, default=1.0, metavar="FACTOR", help="multiplies all rates")

@@ -79,11 +79,13 @@ class Session:
         rng: random.Random,
         patience: Patience | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        timed: bool = True,
     ) -> None:
         """Begins without a token.
 
         Args:
             name: of the session in the history.
+            timed: its requests count in the figures.
         """
         self._base_name = name
         self.name = name
@@ -95,6 +97,7 @@ class Session:
         self.rng = rng
         self._patience = patience or Patience()
         self._sleep = sleep
+        self._timed = timed
         self.token: str | None = None
         self.intended_s: float | None = None
         """When the next request should have been sent; counts for that one alone."""
@@ -156,7 +159,7 @@ class Session:
             intended_s=intended_s,
             problem=answer.problem,
         )
-        self._recorder.add(op, error=None if known else describe_error(answer))
+        self._recorder.add(op, error=None if known else describe_error(answer), timed=self._timed)
         self._take_token(answer)
         return answer
 
@@ -214,7 +217,7 @@ class Session:
             intended_s=intended_s,
             problem=answer.problem,
         )
-        self._recorder.add(op, error=None if is_definite(answer) else describe_error(answer))
+        self._recorder.add(op, error=None if is_definite(answer) else describe_error(answer), timed=self._timed)
 
     def tell_stock(self, lines: Iterable[Line]) -> None:
         """Records the stock that a product was made with: no answer tells it."""
@@ -300,9 +303,9 @@ def learn(command: Command, answer: Answer) -> tuple[tuple[Line, ...], str | Non
         return tuple(_tell(planned[f"sku:{told['sku_id']}"], told) for told in document["lines"]), None
     if command.kind == "count":
         line = _tell(command.lines[0], document)
-        # A count that finds what was known makes no version.
+        # A count that finds what was known changes nothing and makes no version: it says nothing of its own.
         unchanged = command.headers["If-Match"] == f'"{line.version}"'
-        return ((line._replace(version=None, delta=0),) if unchanged else (line,)), None
+        return () if unchanged else (line,), None
     if command.kind == "update":
         return (command.lines[0]._replace(version=version_of(answer)),), None
     if command.kind == "create":

@@ -73,6 +73,7 @@ def make_plan(name: str, arguments: argparse.Namespace) -> Plan:
         rate=arguments.rate,
         urls=tuple(arguments.url),
         api_key=api_key,
+        data_dir=arguments.data_dir,
         sabotage=arguments.sabotage,
         p95_limit_ms=arguments.p95_limit,
         out=arguments.out or Path("lab-reports") / name,

@@ -50,6 +50,7 @@ class Plan:
         rate: by how much all rates are multiplied.
         urls: of running services; none for an embedded cluster.
         api_key: of the services at `urls`.
+        data_dir: of a running embedded cluster to be used; None for one of the run's own.
         sabotage: its name, or None.
         p95_limit_ms: beyond this a ramp has found its knee.
         out: folder for history and report.
@@ -61,6 +62,7 @@ class Plan:
     rate: float
     urls: Sequence[str]
     api_key: str
+    data_dir: Path | None
     sabotage: str | None
     p95_limit_ms: float
     out: Path
@@ -139,9 +141,7 @@ class Lab:
         if self.plan.urls:
             self.direct_url = self.plan.urls[0].rstrip("/")
         else:
-            self.say("bringing up a cluster")
-            settings = {"ATELIER_QUORUM": "1"} if self.scenario.quorum else {}
-            self.embedded = Embedded.start(settings=settings)
+            self.embedded = self._bring_up()
             stack.callback(self.embedded.close)
             self.direct_url, self.api_key = self.embedded.url, self.embedded.api_key
             if self.scenario.quorum:
@@ -161,6 +161,13 @@ class Lab:
             stack.callback(self.sabotage.close)
             self.url = self.sabotage.url
 
+    def _bring_up(self) -> Embedded:
+        """A cluster of the run's own, unless one was given; how commits wait is part of how a cluster is made."""
+        if self.plan.data_dir and not self.scenario.quorum:
+            return Embedded.adopt(self.plan.data_dir)
+        self.say("bringing up a cluster")
+        return Embedded.start(settings={"ATELIER_QUORUM": "1"} if self.scenario.quorum else {})
+
     def _set_up(self) -> Stage:
         self.say("making the shop")
         session = self._own_session("setup")
@@ -176,6 +183,7 @@ class Lab:
             clock=self.clock,
             rng=random.Random(f"{self.plan.seed}/{name}/{time.time_ns()}"),
             patience=Patience(attempts=20),
+            timed=False,
         )
 
     def _start_watchers(self, stack: ExitStack) -> list[Watcher]:
@@ -304,7 +312,9 @@ class Lab:
         world = stage.world
         try:
             surveyor.survey(
-                reservations=stage.reservations, skus=[*world.skus, world.canary], products=world.products
+                reservations=stage.reservations,
+                skus=[*world.skus, world.canary],
+                products=[*world.products, world.canary_product],
             )
         except FinalStateError as error:
             self.notes.append(f"the final state could not be read: {error}")

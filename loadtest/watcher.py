@@ -1,7 +1,9 @@
 """Follows the change feed over any number of reconnects, and records what it is told. A thread (a greenlet) of its own."""
 
+import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +29,7 @@ class Watcher:
         self._clock = clock
         self._closing = threading.Event()
         self._opened = threading.Event()
-        self._connection: http.client.HTTPConnection | None = None
+        self._socket: socket.socket | None = None
         self._last_id: str | None = None
         self._seen: dict[str, int] = {}
         self._lives = 1
@@ -63,17 +65,23 @@ class Watcher:
                 self._follow()
             except (OSError, http.client.HTTPException, ValueError, AttributeError):
                 pass  # Cut or refused: it goes on from the last id.
-            finally:
-                self._hang_up()
             self._closing.wait(_RETRY_S)
 
     def _follow(self) -> None:
-        self._connection = http.client.HTTPConnection(
-            self._address.hostname or "", self._address.port or 80, timeout=_READ_S
-        )
+        address = self._address
+        connection = http.client.HTTPConnection(address.hostname or "", address.port or 80, timeout=_READ_S)
+        try:
+            connection.connect()
+            self._socket = connection.sock
+            self._read_stream(connection)
+        finally:
+            self._socket = None
+            connection.close()
+
+    def _read_stream(self, connection: http.client.HTTPConnection) -> None:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": self._last_id} if self._last_id else {})
-        self._connection.request("GET", self._address.path.rstrip("/") + "/changes", headers=headers)
-        response = self._connection.getresponse()
+        connection.request("GET", self._address.path.rstrip("/") + "/changes", headers=headers)
+        response = connection.getresponse()
         if response.status in (409, 410):
             self._begin_anew(response.read()[:500].decode(errors="replace"))
             return
@@ -115,9 +123,11 @@ class Watcher:
         self._recorder.add(Op(0, name, EVENT, at_s, at_s, lines=lines, state=state, position=position), timed=False)
 
     def _hang_up(self) -> None:
-        connection = self._connection
-        if connection is not None:
-            connection.close()
+        """Ends the stream under the reader, which then finds its end."""
+        open_socket = self._socket
+        if open_socket is not None:
+            with contextlib.suppress(OSError):
+                open_socket.shutdown(socket.SHUT_RDWR)
 
 
 def read_events(lines: Iterator[bytes] | http.client.HTTPResponse) -> Iterator[dict[str, str]]:

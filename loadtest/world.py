@@ -38,13 +38,15 @@ class World:
     Attributes:
         products: ids, in order.
         skus: ids, in order.
-        hot: the SKUs that heavy traffic aims at: the first ones.
         canary: a SKU that only the end of the run touches.
+        canary_product: the product that it belongs to.
+        hot: the SKUs that heavy traffic aims at: the first ones.
     """
 
     products: Sequence[int]
     skus: Sequence[int]
     canary: int
+    canary_product: int
     hot: Sequence[int] = field(default_factory=tuple)
 
 
@@ -80,8 +82,8 @@ def make_world(session: Session, shop: Shop, *, hot: int) -> World:
         product_id, made = _make_product(session, shop, related=products[-4:])
         products.append(product_id)
         skus += made
-    _, canaries = _make_product(session, Shop(skus=1), related=[])
-    return World(products, skus, canaries[0], tuple(skus[:hot]))
+    canary_product, canaries = _make_product(session, Shop(skus=1), related=[])
+    return World(products, skus, canaries[0], canary_product, tuple(skus[:hot]))
 
 
 def _make_product(session: Session, shop: Shop, *, related: Sequence[int]) -> tuple[int, list[int]]:

@@ -41,14 +41,16 @@ class Embedded:
     """A running embedded cluster with its service.
 
     Attributes:
-        folder: everything it has on disk; removed at the end.
+        data_dir: the folder that its commands are told.
+        is_own: the lab made it, ends it, and removes it.
         url: of its service.
         api_key: with all scopes.
         environ: what its processes see of the environment.
         servers: more processes of the service, started with `serve`.
     """
 
-    folder: Path
+    data_dir: Path
+    is_own: bool
     url: str = ""
     api_key: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
@@ -65,7 +67,7 @@ class Embedded:
         # The servers' user must be able to pass through.
         folder.chmod(0o711)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")}
-        embedded = cls(folder, environ=kept | dict(settings or {}))
+        embedded = cls(folder / "data", is_own=True, environ=kept | dict(settings or {}))
         try:
             told = embedded.run("up", "--detach", "--json", "--empty", f"--replicas={replicas}", f"--port={find_port()}", limit_s=_UP_S)
             document = json.loads(told)
@@ -74,6 +76,21 @@ class Embedded:
             embedded.close()
             raise
         return embedded
+
+    @classmethod
+    def adopt(cls, data_dir: Path) -> "Embedded":
+        """Uses one that `atelier up --detach` started; it goes on when the run is over.
+
+        Raises:
+            EmbeddedFailedError: no service runs there.
+        """
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")}
+        try:
+            url = json.loads((data_dir / "service.json").read_text())["url"]
+            api_key = (data_dir / "api-key").read_text().strip()
+        except (OSError, ValueError, KeyError) as error:
+            raise EmbeddedFailedError(f"no service runs in {data_dir}; start it with `atelier up --detach`") from error
+        return cls(data_dir, is_own=False, url=url, api_key=api_key, environ=kept)
 
     def run(self, *words: str, limit_s: float = _STEP_S) -> str:
         """Runs one `atelier` command on it; what that printed.
@@ -91,11 +108,6 @@ class Embedded:
             raise EmbeddedFailedError(f"atelier {' '.join(words)}: {last}")
         return done.stdout
 
-    @property
-    def data_dir(self) -> Path:
-        """The folder that its commands are told."""
-        return self.folder / "data"
-
     def cluster(self, action: str, node: str) -> None:
         """`atelier cluster ACTION NODE`."""
         self.run("cluster", action, node)
@@ -105,7 +117,7 @@ class Embedded:
         port = find_port()
         command = [sys.executable, "-P", "-m", "atelier.cli.main", "serve", f"--role={role}", f"--port={port}"]
         environ = dict(self.environ) | dict(settings or {}) | {"ATELIER_DATA_DIR": str(self.data_dir)}
-        with (self.folder / f"serve-{port}.log").open("ab") as log:
+        with (self.data_dir / f"serve-{port}.log").open("ab") as log:
             process = subprocess.Popen(command, env=environ, stdout=log, stderr=log, start_new_session=True)
         server = Server(f"http://127.0.0.1:{port}", process)
         self.servers.append(server)
@@ -157,9 +169,11 @@ class Embedded:
         busiest.kill()
 
     def close(self) -> None:
-        """Ends everything, and removes what it had on disk."""
+        """Ends what the lab started; a cluster of its own goes with everything it had on disk."""
         for server in list(self.servers):
             self.end(server)
+        if not self.is_own:
+            return
         nodes = self.data_dir / "nodes"
         for name in sorted(path.name for path in nodes.iterdir()) if nodes.exists() else ():
             # A frozen server cannot stop.
@@ -167,7 +181,7 @@ class Embedded:
                 self.run("cluster", "thaw", name)
         with contextlib.suppress(EmbeddedFailedError):
             self.run("down")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.data_dir.parent, ignore_errors=True)
 
 
 def find_psql() -> str:

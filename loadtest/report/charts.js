@@ -93,7 +93,7 @@
     figure.append(caption);
     const tops = stacked ? at.map((_, n) => lines.reduce((sum, line) => sum + (line.values[n] ?? 0), 0)) : lines.flatMap((line) => line.values);
     const shown = tops.filter((value) => value !== null && (!log || value > 0));
-    const greatest = Math.max(...shown, log ? 1 : 1e-9) || 1;
+    const greatest = Math.max(...shown, 1);
     const ticks = log ? logTicks(Math.min(...shown, greatest), greatest) : linearTicks(greatest);
     const floor = ticks[0], ceiling = ticks[ticks.length - 1];
     const toY = (value) => {

@@ -45,17 +45,22 @@ def render(document: dict[str, Any]) -> str:
 def render_verdicts(verdicts: Iterable[dict[str, Any]]) -> str:
     """One row a guarantee."""
     return "".join(
-        f'<tr class="{verdict["state"]}"><td class="mark">{_MARKS[verdict["state"]]} {verdict["state"]}</td>'
+        f'<tr class="{verdict["state"]}"><td class="mark">{tell_state(verdict)}</td>'
         f"<th scope=row>{html.escape(verdict['guarantee'])}</th><td class=number>{verdict['looked_at']:,}</td>"
         f"<td>{html.escape(tell_verdict(verdict))}</td></tr>"
         for verdict in verdicts
     )
 
 
+def tell_state(verdict: dict[str, Any]) -> str:
+    """The first column."""
+    return "reported" if verdict["only_reported"] else f"{_MARKS[verdict['state']]} {verdict['state']}"
+
+
 def tell_verdict(verdict: dict[str, Any]) -> str:
     """The last column: the witness, and how many more there are."""
-    if verdict["only_reported"]:
-        return f"Reported only. {verdict['witness']}".strip()
+    if verdict["only_reported"] and not verdict["ops"]:
+        return "Never seen. It decides nothing: commits may become visible in another order on a replica."
     more = f" And {verdict['also']} more like it." if verdict["also"] else ""
     return verdict["witness"] + more
 
@@ -94,10 +99,11 @@ def render_phases(document: dict[str, Any]) -> str:
 
 
 def render_faults(document: dict[str, Any]) -> str:
-    """What was broken when, and what the lab has to say beside it."""
+    """What was broken when, on the charts' time axis, and what the lab has to say beside it."""
+    zero_s = document["series"]["at_s"][0] if document["series"]["at_s"] else 0
     rows = "".join(
-        f"<tr><th scope=row>{html.escape(span['name'])}</th><td class=number>{span['began_s']:.1f} s</td>"
-        f"<td class=number>{'-' if span['ended_s'] is None else format(span['ended_s'], '.1f') + ' s'}</td><td>{html.escape(span['error'])}</td></tr>"
+        f"<tr><th scope=row>{html.escape(span['name'])}</th><td class=number>{span['began_s'] - zero_s:.1f} s</td>"
+        f"<td class=number>{'-' if span['ended_s'] is None else format(span['ended_s'] - zero_s, '.1f') + ' s'}</td><td>{html.escape(span['error'])}</td></tr>"
         for span in document["faults"]
     )
     head = "".join(f"<th scope=col>{name}</th>" for name in ("fault", "from", "to", "what went wrong with it"))

@@ -1,0 +1,124 @@
+"""For `locust -f loadtest/locustfile.py`: the lab's users behind Locust's own web page, headless, or on many machines.
+
+Every process makes a small shop of its own through the API, so workers need nothing but the address and a key. With
+`--history FILE` each process writes what it saw to FILE.<number>; `python -m loadtest check FILE.*` judges them as one
+(of processes on one machine, whose clocks agree).
+"""
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+from locust import User, constant, events, task
+from locust.argument_parser import LocustArgumentParser
+from locust.env import Environment
+from locust.runners import MasterRunner
+
+from loadtest.client import Session
+from loadtest.clock import start_clock
+from loadtest.final import Surveyor
+from loadtest.metrics import Meter
+from loadtest.recorder import Recorder
+from loadtest.transport import PlainTransport
+from loadtest.users import shoppers, staff
+from loadtest.users.base import LabUser, Stage
+from loadtest.watcher import Watcher as FeedWatcher
+from loadtest.world import Shop, make_world
+
+_OPEN_S = 15.0
+
+
+class Shopper(shoppers.Shopper):
+    """Looks at product pages."""
+
+    weight = 6
+
+
+class Checkout(shoppers.Checkout):
+    """Buys."""
+
+    weight = 3
+
+
+class Warehouse(staff.Warehouse):
+    """Puts in, takes out, counts."""
+
+    weight = 2
+    counts = True
+
+
+class CatalogueAdmin(staff.CatalogueAdmin):
+    """Rewrites products."""
+
+    weight = 1
+
+
+class Watcher(User):
+    """Follows the change feed; one a process is enough."""
+
+    fixed_count = 1
+    wait_time = constant(1)
+
+    def on_start(self) -> None:
+        """Opens the feed."""
+        stage = LabUser.stage
+        self._watcher = FeedWatcher(f"{stage.prefix}watcher", self.host or "", stage.recorder, clock=stage.clock)
+        self._watcher.start(within_s=_OPEN_S)
+
+    def on_stop(self) -> None:
+        """Closes it."""
+        self._watcher.close()
+
+    @task
+    def listen(self) -> None:
+        """What comes is recorded where it comes."""
+
+
+@events.init_command_line_parser.add_listener
+def add_options(parser: LocustArgumentParser) -> None:
+    """What the lab needs to know beside Locust's own options."""
+    parser.add_argument("--api-key", env_var="LOADTEST_API_KEY", default="", is_secret=True, help="a key with all scopes")
+    parser.add_argument("--arrivals", type=float, default=1.0, help="of each user, a second")
+    parser.add_argument("--products", type=int, default=20, help="of the shop that each process makes")
+    parser.add_argument("--history", default="", help="write what happens to this file, with the process's number behind it")
+    parser.add_argument("--seed", type=int, default=1, help="of every chance")
+
+
+@events.test_start.add_listener
+def open_stage(environment: Environment, **_: Any) -> None:
+    """Makes the shop; the master makes none."""
+    if isinstance(environment.runner, MasterRunner):
+        return
+    options = environment.parsed_options
+    number = getattr(environment.runner, "worker_index", 0)
+    history = Path(f"{options.history}.{number}") if options.history else None
+    # All processes of one machine count from the same moment.
+    clock, recorder = start_clock(0.0), Recorder(history, Meter())
+    prefix = f"{number}-{os.getpid()}/"
+    rng = random.Random(f"{options.seed}/{number}/{os.urandom(8).hex()}")
+    transport = PlainTransport(environment.host or "")
+    session = Session(f"{prefix}setup", transport, api_key=options.api_key, recorder=recorder, clock=clock, rng=rng)
+    world = make_world(session, Shop(products=options.products), hot=8)
+    LabUser.stage = Stage(world, recorder, clock=clock, api_key=options.api_key, seed=options.seed, prefix=prefix)
+    LabUser.rate_per_s = options.arrivals
+
+
+@events.test_stopping.add_listener
+def say_goodbye(environment: Environment, **_: Any) -> None:
+    """Lets every user end its errand."""
+    environment.stop_timeout = environment.stop_timeout or 20
+
+
+@events.quitting.add_listener
+def close_stage(environment: Environment, **_: Any) -> None:
+    """Reads the final state into the history, if one is kept, and ends it."""
+    stage = getattr(LabUser, "stage", None)
+    if stage is None:
+        return
+    world = stage.world
+    if environment.parsed_options.history:
+        surveyor = Surveyor(environment.host or "", stage.api_key, stage.recorder, stage.clock)
+        products = [*world.products, world.canary_product]
+        surveyor.survey(reservations=stage.reservations, skus=[*world.skus, world.canary], products=products)
+    stage.recorder.close()

@@ -1,0 +1,108 @@
+"""The standard set: every scenario on one cluster, then every sabotage between clients and service, which must be caught."""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from loadtest.checkers.registry import EXIT_INVALID, EXIT_UNKNOWN, EXIT_VALID
+from loadtest.faults.embedded import Embedded
+from loadtest.sabotage.registry import SABOTAGES
+from loadtest.scenarios.registry import SCENARIOS
+
+_DURATION_S = 20.0
+_SABOTAGE_S = 10.0
+_LIMIT_S = 400
+_STATES = {EXIT_VALID: "valid", EXIT_INVALID: "invalid", EXIT_UNKNOWN: "unknown"}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One run of the set.
+
+    Attributes:
+        name: of the scenario, and of the sabotage.
+        as_wanted: it was valid; of a sabotage: it was caught by the right checker.
+        state: what the run ended with.
+        line: what it said of itself.
+        took_s: all in all.
+    """
+
+    name: str
+    as_wanted: bool
+    state: str
+    line: str
+    took_s: float
+
+
+def run_standard_set(arguments: argparse.Namespace) -> int:
+    """Runs everything, tells each in a line and all in a table; ends with 0 when everything was as it should be."""
+    out = arguments.out or Path("lab-reports")
+    began_s = time.monotonic()
+    with _cluster(arguments) as where:
+        outcomes = list(_run_everything(arguments, where, out))
+    Console().print(draw_outcomes(outcomes))
+    wrong = [outcome.name for outcome in outcomes if not outcome.as_wanted]
+    print(f"{len(outcomes)} runs in {time.monotonic() - began_s:.0f} s: " + (f"NOT as they should be: {', '.join(wrong)}" if wrong else "all as they should be"))
+    if not wrong:
+        return EXIT_VALID
+    return EXIT_INVALID if any(outcome.state == "invalid" for outcome in outcomes if not outcome.as_wanted) else EXIT_UNKNOWN
+
+
+@contextmanager
+def _cluster(arguments: argparse.Namespace) -> Iterator[list[str]]:
+    """The options that say where to run: what the command line said, or one cluster for all."""
+    if arguments.url:
+        yield [word for url in arguments.url for word in ("--url", url)] + (["--api-key", arguments.api_key] if arguments.api_key else [])
+    elif arguments.data_dir:
+        yield ["--data-dir", str(arguments.data_dir)]
+    else:
+        embedded = Embedded.start()
+        try:
+            yield ["--data-dir", str(embedded.data_dir)]
+        finally:
+            embedded.close()
+
+
+def _run_everything(arguments: argparse.Namespace, where: list[str], out: Path) -> Iterator[Outcome]:
+    duration_s = arguments.duration or _DURATION_S
+    common = [*where, f"--seed={arguments.seed}", f"--rate={arguments.rate}", f"--p95-limit={arguments.p95_limit}"]
+    names = arguments.only or list(SCENARIOS)
+    for name in names:
+        scenario = SCENARIOS.get(name)
+        if scenario is not None and not (arguments.url and scenario.needs_cluster):
+            yield _run_one(name, [name, *common, f"--duration={duration_s}", f"--out={out / name}"], sabotage=None)
+    for name, sabotage in SABOTAGES.items():
+        if sabotage.by_proxy and (not arguments.only or name in arguments.only) and not arguments.url:
+            words = [sabotage.shown_by, *common, f"--duration={min(duration_s, _SABOTAGE_S)}", f"--out={out / ('sabotage-' + name)}"]
+            yield _run_one(f"sabotage {name}", [*words, f"--sabotage={name}"], sabotage=name)
+
+
+def _run_one(label: str, words: list[str], *, sabotage: str | None) -> Outcome:
+    began_s = time.monotonic()
+    try:
+        command = [sys.executable, "-m", "loadtest", "run", *words]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=_LIMIT_S, check=False)
+        told, status = done.stdout.strip(), done.returncode
+    except subprocess.TimeoutExpired:
+        told, status = f"{label}: took longer than {_LIMIT_S} s", EXIT_UNKNOWN
+    as_wanted = f"sabotage {sabotage}: caught by" in told if sabotage else status == EXIT_VALID
+    print(told, flush=True)
+    return Outcome(label, as_wanted, _STATES.get(status, "unknown"), told, time.monotonic() - began_s)
+
+
+def draw_outcomes(outcomes: list[Outcome]) -> Table:
+    """One row a run."""
+    table = Table("", "run", "verdict", "seconds")
+    for outcome in outcomes:
+        mark = "[green]✓[/green]" if outcome.as_wanted else "[red]✗[/red]"
+        table.add_row(mark, outcome.name, outcome.state, f"{outcome.took_s:.0f}")
+    return table
+
