@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 import asyncpg
@@ -20,19 +20,16 @@ from atelier.token import CausalToken
 from atelier.topology.state import NodeState
 from tests.conftest import ClusterFactory
 from tests.fixtures.reading import Reading, Shop, make_settings, open_reading, open_shop
+from tests.support import running_cluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
 
 
 @pytest.fixture(scope="module")
-def lagging(request: pytest.FixtureRequest) -> EmbeddedCluster:
+def lagging() -> Iterator[EmbeddedCluster]:
     """A cluster whose replicas' replay the tests of this module pause."""
-    from tests.support import running_cluster
-
-    context = running_cluster()
-    cluster = context.__enter__()
-    request.addfinalizer(lambda: context.__exit__(None, None, None))
-    return cluster
+    with running_cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_the_bound_is_never_too_small(steps: list[tuple[float, int]], data: st.D
         lag.add(now_s, Lsn(position))
         flushed_at.append((now_s, position))
     _, replayed = data.draw(st.sampled_from(flushed_at))
-    # The first look at which the primary had something that the replica lacks: older than that it may be, never younger.
+    # The first look at which the primary had something that the replica lacks: its age is the least that is true.
     missing = [at_s for at_s, flushed in flushed_at if flushed > replayed]
     bound = lag.lag_ms(Lsn(replayed), now_s)
     if missing and bound is not None:

@@ -89,8 +89,11 @@ def keeps_promise(node: NodeState, token: CausalToken | None, policy: Policy) ->
         lag_ms = 0 if node.role == "primary" else node.lag_ms
         if lag_ms is None or lag_ms + (NOW_S - seen.observed_at_s) * 1000 > policy.max_lag_ms:
             return False
-    if token is None or policy.consistency == "eventual":
-        return True
+    return token is None or policy.consistency == "eventual" or shows(node, seen, token)
+
+
+def shows(node: NodeState, seen: Observation, token: CausalToken) -> bool:
+    """Whether a node has all that a token has seen, and shows it."""
     if token.system_id != SYSTEM or token.timeline > 2 or (token.timeline == 1 and token.lsn > Lsn(6)):
         return False
     if node.role == "primary" and token.minted_by_replica:

@@ -238,6 +238,10 @@ class NodeReader:
             rows = {row["id"]: row for row in await connection.fetch(lane.statement.sql, keys, *lane.arguments)}
             self._deliver(riders, rows, sent_at_s)
         except NODE_FAILURES as error:
+            # After anything but a plain error the server closes the connection, and the driver's end of it is in a
+            # state of its own until that has arrived.
+            if getattr(error, "severity_en", None) != "ERROR":
+                connection.terminate()
             self._refuse(riders, error)
         finally:
             timer.cancel()

@@ -16,7 +16,7 @@ from atelier.settings import NodeAddress, Settings
 ReaderConnection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 # What opening a connection, or a statement on it, can end in through no fault of ours.
-NODE_FAILURES = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+NODE_FAILURES = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class ConnectionPool:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from atelier.deadline import Clock
 from atelier.reads.batch import NodeReader, Purpose
@@ -11,6 +12,20 @@ from atelier.reads.router import Load
 from atelier.settings import NodeAddress, Settings
 from atelier.topology.monitor import TopologyMonitor
 from atelier.topology.state import ClusterSnapshot, NodeState
+
+# A process that did not run for a while finds all answers late, though they are there: it looks again after this.
+_SECOND_LOOK_S = 0.01
+
+
+@dataclass(slots=True)
+class _Suspicion:
+    """A node seems silent; confirmed when it still does after whatever had arrived was taken in."""
+
+    confirmed: bool = False
+
+    def confirm(self) -> None:
+        """The second look is over."""
+        self.confirmed = True
 
 
 class ReadPools:
@@ -24,6 +39,7 @@ class ReadPools:
         self._loads: dict[str, Load] = {}
         self._weights = dict(settings.reads.weights)
         self._stalled_ms = settings.ejection.stalled_ms
+        self._suspicions: dict[str, _Suspicion] = {}
         self._generation = 0
         self._closing: set[asyncio.Task[None]] = set()
         # A little more than a statement gets: its own end tells more than running out of patience does.
@@ -64,7 +80,7 @@ class ReadPools:
             silent_ms = max(monitor.unanswered_ms(node.name), reader.stalled_ms() if reader else 0.0)
             load.in_flight = reader.in_flight if reader else 0
             load.ewma_ms = self.health.ewma_ms(node.name)
-            load.ejected = silent_ms > self._stalled_ms or self.health.is_out(node.name)
+            load.ejected = self._is_silent(node.name, silent_ms) or self.health.is_out(node.name)
         return self._loads
 
     async def close(self) -> None:
@@ -73,6 +89,16 @@ class ReadPools:
         for reader in readers:
             self._close_soon(reader)
         await asyncio.gather(*self._closing)
+
+    def _is_silent(self, name: str, silent_ms: float) -> bool:
+        if silent_ms <= self._stalled_ms:
+            self._suspicions.pop(name, None)
+            return False
+        suspicion = self._suspicions.get(name)
+        if suspicion is None:
+            suspicion = self._suspicions[name] = _Suspicion()
+            asyncio.get_running_loop().call_later(_SECOND_LOOK_S, suspicion.confirm)
+        return suspicion.confirmed
 
     def _keep(self, snapshot: ClusterSnapshot) -> None:
         """Closes the readers of nodes that left, or that have another role in this generation."""

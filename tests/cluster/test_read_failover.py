@@ -1,0 +1,188 @@
+"""Reads and tokens while servers crash, freeze, restart and take over from one another."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from atelier.embedded.cluster import EmbeddedCluster
+from atelier.errors import HistoryLostError
+from atelier.token import CausalToken
+from tests.fixtures.reading import ClusterNodes, Reading, make_settings, open_reading, open_shop
+from tests.support import running_cluster
+
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+
+
+@pytest.fixture
+def broken() -> Iterator[EmbeddedCluster]:
+    """A cluster of the test's own, to be broken."""
+    with running_cluster() as cluster:
+        yield cluster
+
+
+@dataclass
+class Clients:
+    """Clients that read without a pause, each sending the token of its last answer when `causal`."""
+
+    reading: Reading
+    product_id: int
+    nodes: Counter[str] = field(default_factory=Counter)
+    took_s: list[float] = field(default_factory=list)
+    stopping: bool = False
+
+    async def read(self, *, causal: bool) -> None:
+        token: CausalToken | None = None
+        while not self.stopping:
+            began_s = time.perf_counter()
+            answer = await self.reading.product(self.product_id, self.reading.ask(token))
+            self.took_s.append(time.perf_counter() - began_s)
+            assert answer.rows[0]["body"] is not None
+            self.nodes[answer.node] += 1
+            token = answer.token if causal else None
+            await asyncio.sleep(0.002)
+
+
+async def read_while(
+    reading: Reading, product_id: int, *steps: "asyncio.Future[None]", clients: int = 20, causal: bool = False
+) -> Clients:
+    """Reads from many clients until steps, each in a thread, are done. Any error of any read fails the test."""
+    crowd = Clients(reading, product_id)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(clients):
+            group.create_task(crowd.read(causal=causal))
+        for step in steps:
+            await step
+        crowd.stopping = True
+    return crowd
+
+
+async def test_reads_go_on_while_a_replica_crashes_and_comes_back(broken: EmbeddedCluster) -> None:
+    """Kill -9 of one postmaster: no read fails, `/cluster` would tell, and the node returns after its start."""
+    async with open_reading(make_settings(broken), ClusterNodes(broken)) as reading, open_shop(broken) as shop:
+        await reading.until_roles(pg1="primary", pg2="replica", pg3="replica")
+        product_id, _ = await shop.make_sku()
+        await read_while(reading, product_id, asyncio.sleep(0.3))
+        await read_while(reading, product_id, asyncio.to_thread(broken.kill, "pg2"), asyncio.sleep(1))
+        await reading.until_roles(pg2="unknown")
+        await read_while(reading, product_id, asyncio.to_thread(broken.start_node, "pg2"))
+        await reading.until_roles(pg2="replica")
+        async with asyncio.timeout(5):
+            while not (await read_while(reading, product_id, asyncio.sleep(0.2))).nodes["pg2"]:
+                pass
+
+
+async def test_a_frozen_replica_costs_a_few_reads_one_timeout(broken: EmbeddedCluster) -> None:
+    """SIGSTOP: those that are on it wait for one timeout, and the others never notice."""
+    async with open_reading(make_settings(broken), ClusterNodes(broken)) as reading, open_shop(broken) as shop:
+        await reading.until_roles(pg1="primary", pg2="replica", pg3="replica")
+        product_id, _ = await shop.make_sku()
+        await read_while(reading, product_id, asyncio.sleep(0.3))
+        crowd = await read_while(reading, product_id, asyncio.to_thread(broken.freeze, "pg2"), asyncio.sleep(4))
+        slow = [one for one in crowd.took_s if one > 0.5]
+        assert len(slow) <= 25
+        assert max(crowd.took_s) < 2.5
+        assert len(crowd.took_s) > 1000
+        await read_while(reading, product_id, asyncio.to_thread(broken.thaw, "pg2"))
+        await reading.until_roles(pg2="replica")
+
+
+async def check_failover(broken: EmbeddedCluster, *, before_s: float, after_s: float) -> None:
+    """The primary is killed and a replica promoted while twenty clients read, half of them with tokens."""
+    async with open_reading(make_settings(broken), ClusterNodes(broken)) as reading, open_shop(broken) as shop:
+        await reading.until_roles(pg1="primary", pg2="replica", pg3="replica")
+        product_id, _ = await shop.make_sku()
+        await read_while(reading, product_id, asyncio.sleep(0.3))
+
+        async def take_over() -> None:
+            await asyncio.sleep(before_s)
+            await asyncio.to_thread(broken.kill, "pg1")
+            await asyncio.to_thread(broken.promote, "pg2")
+            await reading.until_roles(pg2="primary", pg3="replica")
+            await asyncio.sleep(after_s)
+
+        steps = asyncio.create_task(take_over())
+        plain, causal = await asyncio.gather(
+            read_while(reading, product_id, steps, clients=10),
+            read_while(reading, product_id, steps, clients=10, causal=True),
+        )
+        assert len(plain.took_s) > 1000
+        assert len(causal.took_s) > 1000
+        answer = await reading.product(product_id, reading.ask(None, "strong"))
+        assert (answer.node, answer.token.timeline) == ("pg2", 2)
+
+
+async def test_no_read_fails_while_the_primary_is_killed_and_a_replica_promoted(broken: EmbeddedCluster) -> None:
+    """Without a restart: the new primary is found by what it says of itself."""
+    await check_failover(broken, before_s=1, after_s=2)
+
+
+@pytest.mark.slow
+async def test_no_read_fails_in_a_minute_with_a_failover(broken: EmbeddedCluster) -> None:
+    """Twenty clients, sixty seconds."""
+    await check_failover(broken, before_s=20, after_s=38)
+
+
+async def test_tokens_survive_two_failovers_and_lost_ones_are_told(broken: EmbeddedCluster) -> None:
+    """What was seen before a fork stays good on each later timeline; what lay beyond one is lost history, aloud."""
+    async with open_reading(make_settings(broken), ClusterNodes(broken)) as reading:
+        async with open_shop(broken) as shop:
+            await reading.until_roles(pg1="primary", pg2="replica", pg3="replica")
+            product_id, sku_id = await shop.make_sku(1)
+            kept = await shop.set_stock(sku_id, 2)
+            shown = (await reading.stock(sku_id, reading.ask(kept))).token
+            # Nobody replicates any more, so what is committed now dies with the primary.
+            for name in ("pg2", "pg3"):
+                await asyncio.to_thread(broken.stop_node, name)
+            lost = await shop.set_stock(sku_id, 3)
+            strong = await reading.stock(sku_id, reading.ask(lost, "strong"))
+        await asyncio.to_thread(broken.kill, "pg1")
+        for name in ("pg2", "pg3"):
+            await asyncio.to_thread(broken.start_node, name)
+        await reading.until_roles(pg2="replica", pg3="replica")
+        # With the primary gone, and the standbys started again since: nothing may be claimed that never was.
+        restarted = (await reading.stock(sku_id)).token
+        assert (await reading.stock(sku_id, reading.ask(shown))).rows[0]["body"] is not None
+        await asyncio.to_thread(broken.promote, "pg2")
+        await reading.until_roles(pg2="primary", pg3="replica")
+        for token in (kept, shown, restarted):
+            answer = await reading.stock(sku_id, reading.ask(token))
+            assert b'"on_hand":2' in answer.rows[0]["body"]
+        for token in (lost, strong.token):
+            for consistency in ("causal", "eventual", "strong", "bounded; max-lag-ms=60000"):
+                with pytest.raises(HistoryLostError):
+                    await reading.stock(sku_id, reading.ask(token, consistency))
+        await asyncio.to_thread(broken.start_node, "pg1")
+        await reading.until_roles(pg1="replica", pg2="primary", pg3="replica")
+        async with open_shop(broken) as shop:
+            second = await shop.set_stock(sku_id, 4)
+        await asyncio.to_thread(broken.promote, "pg3")
+        await reading.until_roles(pg1="replica", pg2="replica", pg3="primary")
+        for token in (kept, shown, restarted, second):
+            answer = await reading.stock(sku_id, reading.ask(token))
+            assert b'"on_hand":4' in answer.rows[0]["body"]
+        with pytest.raises(HistoryLostError):
+            await reading.stock(sku_id, reading.ask(lost))
+        assert reading.monitor.snapshot.history is not None
+        assert reading.monitor.snapshot.history.timeline == 3
+        assert (await reading.product(product_id)).token.timeline == 3
+
+
+async def test_a_process_that_starts_with_the_primary_gone_serves_reads(broken: EmbeddedCluster) -> None:
+    """From the replicas' own word: eventual reads, and causal ones that a replica satisfies."""
+    async with open_shop(broken) as shop:
+        _, sku_id = await shop.make_sku(1)
+        token = await shop.set_stock(sku_id, 7)
+        async with open_reading(make_settings(broken), ClusterNodes(broken)) as before:
+            await before.until_replayed(token)
+    await asyncio.to_thread(broken.kill, "pg1")
+    async with open_reading(make_settings(broken), ClusterNodes(broken), expected=("pg2", "pg3")) as reading:
+        await reading.until_roles(pg2="replica", pg3="replica")
+        answer = await reading.stock(sku_id)
+        assert b'"on_hand":7' in answer.rows[0]["body"]
+        for sent in (token, answer.token):
+            again = await reading.stock(sku_id, reading.ask(sent))
+            assert b'"on_hand":7' in again.rows[0]["body"]
