@@ -3,6 +3,7 @@
 from atelier.documentation import examples as x
 from atelier.documentation.components import ref
 from atelier.documentation.operation import Operation, Success
+from atelier.documentation.pages import describe_problem
 from atelier.telemetry import METRICS_MEDIA_TYPE
 
 _STATUS = {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]}
@@ -10,9 +11,11 @@ _TEXT = {"type": "string"}
 _KEYED = ("unauthorized",)
 
 
-def _page(path: str, name: str, summary: str, media_type: str = "text/html", *parameters: str) -> Operation:
+def _page(
+    path: str, name: str, summary: str, media_type: str = "text/html", *parameters: str, as_json: object = None
+) -> Operation:
     missing = ("not-found",) if parameters else ()
-    answer = Success(200, summary, _TEXT, media_type=media_type)
+    answer = Success(200, summary, _TEXT, headers=("ETag", "Cache-Control"), media_type=media_type, as_json=as_json)
     return Operation("GET", path, name, "Documentation", summary, (answer,), parameters=parameters, problems=missing)
 
 
@@ -49,6 +52,9 @@ def list_operating() -> tuple[Operation, ...]:
         ),
         _page("/docs", "docs", "This document as a page to try things on"),
         _page("/docs/assets/{asset}", "docs_asset", "A file of that page", "application/octet-stream", "asset"),
-        _page("/problems/", "problems", "Every kind of problem"),
-        _page("/problems/{problem}", "problem", "One kind of problem, explained", "text/html", "problem"),
+        _page("/problems/", "problems", "Every kind of problem", as_json=[describe_problem("not-found")]),
+        _page(
+            "/problems/{problem}", "problem", "One kind of problem, explained", "text/html", "problem",
+            as_json=describe_problem("not-found"),
+        ),
     )  # fmt: skip

@@ -23,6 +23,7 @@ class Success:
         example: of the body.
         headers: names of `components.headers` that it carries.
         media_type: of the body.
+        as_json: an example of the same as JSON, where the body comes in two forms.
     """
 
     status: int
@@ -31,6 +32,7 @@ class Success:
     example: Any = None
     headers: tuple[str, ...] = ()
     media_type: str = JSON_TYPE
+    as_json: Any = None
 
     def document(self) -> Json:
         """As OpenAPI has it."""
@@ -40,6 +42,8 @@ class Success:
             if self.example is not None:
                 content["example"] = self.example
             answer["content"] = {self.media_type: content}
+        if self.as_json is not None:
+            answer["content"][JSON_TYPE] = {"schema": {}, "example": self.as_json}
         return answer
 
 
