@@ -18,6 +18,7 @@ from atelier.embedded import process
 from atelier.embedded.cluster import EmbeddedCluster
 from atelier.embedded.errors import BusyError, EmbeddedError
 from atelier.embedded.lock import hold_lock
+from atelier.embedded.ports import FIRST, SPREAD, find_free
 from tests.conftest import ClusterFactory
 from tests.support import FAST, open_folder, wait_until
 
@@ -408,3 +409,22 @@ def test_stale_signal_to_a_recycled_pid_is_never_sent(folder: Path) -> None:
             cluster.kill("pg1")
         assert bystander.poll() is None
         bystander.send_signal(signal.SIGTERM)
+
+
+def test_port_that_others_snatch_again_and_again_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look said free, and the server finds it taken: it goes elsewhere, for the primary and for a replica."""
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        snatched = stranger.getsockname()[1]
+
+        def find_snatched(taken: set[int], *, first: int) -> int:
+            return snatched if first == FIRST else find_free(taken, first=first)
+
+        monkeypatch.setattr("atelier.embedded.cluster.find_free", find_snatched)
+        lines: list[str] = []
+        cluster = open_fast(folder, 1, lines)
+        cluster.start()
+    assert streaming(cluster) == {"pg2"}
+    assert all(node.port in SPREAD for node in cluster.nodes.values())
+    assert sum(f"port {snatched} is taken" in line for line in lines) == 2

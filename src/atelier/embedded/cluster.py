@@ -1,5 +1,6 @@
 """The embedded cluster as a whole: made once, started in seconds, and taken apart by those who want to see it fail."""
 
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from atelier.embedded.layout import ClusterState, DataFolder
 from atelier.embedded.lock import hold_lock
 from atelier.embedded.node import Node, Server, remove
 from atelier.embedded.opening import Say, add_nodes, check_complete, check_major, make_nodes_folder, make_server
-from atelier.embedded.ports import find_free, is_free
+from atelier.embedded.ports import FIRST, SPREAD, find_free, is_free
 from atelier.embedded.waiting import wait_for
 
 _LOCK_S = 5.0
@@ -320,8 +321,8 @@ class EmbeddedCluster:
 
     def _start_on_free_port(self, name: str) -> Node:
         """Starts the primary; on another port when a stranger has taken its own."""
-        for _ in range(_PORT_TRIES):
-            self._choose_port(name)
+        for attempt in range(_PORT_TRIES):
+            self._choose_port(name, attempt=attempt)
             node = self.node(name)
             node.configure(None)
             try:
@@ -331,21 +332,26 @@ class EmbeddedCluster:
             return node
         raise EmbeddedError(f"{name} finds no free port")
 
-    def _choose_port(self, name: str) -> None:
+    def _choose_port(self, name: str, *, attempt: int) -> None:
+        """Keeps the remembered port while it is free; after a failed attempt takes another one anywhere.
+
+        Whoever else looks for the first free port finds the same one, and may be quicker again and again.
+        """
         port = self._state.ports[name]
-        if port and is_free(port):
+        if port and attempt == 0 and is_free(port):
             return
-        self._state.ports[name] = find_free(set(self._state.ports.values()))
+        first = FIRST if attempt == 0 else SPREAD.start + secrets.randbelow(len(SPREAD))
+        self._state.ports[name] = find_free(set(self._state.ports.values()), first=first)
         if port:
             self._say(f"{name}: port {port} is taken; it is {self._state.ports[name]} from now on")
         self._save()
 
     def _follow(self, following: Following, name: str, *, forced: Way | None = None) -> None:
         """Brings a node to follow; on another port when a stranger has taken its own."""
-        for _ in range(_PORT_TRIES):
+        for attempt in range(_PORT_TRIES):
             if not self.node(name).running():
                 self._say(f"{name}: starting a replica of {following.primary.name}")
-                self._choose_port(name)
+                self._choose_port(name, attempt=attempt)
             make_slots(following.primary, [name])
             try:
                 following.bring(self.node(name), forced=forced)
@@ -360,7 +366,7 @@ class EmbeddedCluster:
         if not found.has_data or found.torn or not found.standby:
             raise EmbeddedError(f"{node.name} can follow {primary.name} only when that runs; start it first")
         self._say(f"{node.name}: starting; {primary.name}, its primary, does not answer")
-        self._choose_port(node.name)
+        self._choose_port(node.name, attempt=0)
         node = self.node(node.name)
         node.configure(Following(self._server, primary, self._say).upstream)
         node.start()

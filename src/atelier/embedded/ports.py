@@ -4,7 +4,11 @@ import socket
 
 from atelier.embedded.errors import EmbeddedError
 
-_FIRST = 5433  # beside a PostgreSQL that the machine may have on 5432
+FIRST = 5433
+"""Beside a PostgreSQL that the machine may have on 5432."""
+SPREAD = range(15_000, 30_000)
+"""Below the ports that the kernel lends to outgoing connections."""
+
 _TRIES = 2_000
 
 
@@ -20,7 +24,7 @@ def is_free(port: int) -> bool:
     return True
 
 
-def find_free(taken: set[int], *, first: int = _FIRST) -> int:
+def find_free(taken: set[int], *, first: int = FIRST) -> int:
     """Finds the first free port that is not among the taken ones, which no server may be using yet.
 
     Raises:
