@@ -1,5 +1,7 @@
 """Builds keys, indexes and what is derived on the side tables, while later files still load."""
 
+import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import asyncpg
@@ -13,8 +15,9 @@ from atelier.loading.session import SIDE, Connection
 from atelier.loading.side import (
     Key,
     add_indexes,
-    add_key,
     add_ledger_keys,
+    complete_key,
+    declare_key,
     finish_table,
     make_ledger,
     read_keys,
@@ -39,7 +42,7 @@ select exists (select from {SIDE}.related_row as child
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """Finishes side tables, one after the other, on a connection of its own.
+    """Finishes side tables, one after the other, on a connection of its own; several share the work.
 
     Attributes:
         connection: to the primary.
@@ -48,6 +51,7 @@ class Builder:
         watcher: told what is being built.
         catalogue_id: of the catalogue that is coming.
         unlogged: the tables are for a trial.
+        built: by table, set when a table is finished; shared by all builders.
     """
 
     connection: Connection
@@ -56,9 +60,12 @@ class Builder:
     watcher: Watcher
     catalogue_id: int
     unlogged: bool
+    built: Mapping[str, asyncio.Event]
 
     async def build(self, loaded: Loaded) -> None:
-        """Builds all that the rows of one file become; its parents must have been built before."""
+        """Builds all that the rows of one file become, once its parents are built."""
+        for column in loaded.layout.parents:
+            await self.built[str(column.parent)].wait()
         if loaded.layout.table == "related":
             await self._derive_related(loaded)
         else:
@@ -66,6 +73,7 @@ class Builder:
         if loaded.layout.table == "sku":
             await self._finish("stock", None)
             await self._derive_ledger()
+        self.built[loaded.layout.table].set()
 
     async def _finish(self, table: str, loaded: Loaded | None) -> None:
         self.watcher.say(f"building keys and indexes of {table}")
@@ -77,15 +85,16 @@ class Builder:
         await finish_table(self.connection, table, table)
 
     async def _add_key(self, table: str, key: Key, loaded: Loaded | None) -> None:
-        """Adds a key; when the rows do not fit, takes out those that don't and adds it again."""
+        """Adds a key; when the rows do not fit, takes out those that don't and tries again."""
+        await declare_key(self.connection, table, key)
         try:
-            await add_key(self.connection, table, key)
+            await complete_key(self.connection, table, key)
         except (asyncpg.UniqueViolationError, asyncpg.ForeignKeyViolationError):
             if loaded is None:
                 raise
             repair = reject_orphans if key.is_foreign else reject_duplicates
             await repair(self.connection, loaded, self.log)
-            await add_key(self.connection, table, key)
+            await complete_key(self.connection, table, key)
 
     async def _derive_related(self, loaded: Loaded) -> None:
         """Gives the related rows their positions: in the order of their ids, which are then forgotten."""

@@ -60,6 +60,9 @@ def _title_of(file: Path) -> str | None:
 
 
 def _readable(path: Path) -> Path:
+    """Files alone: some are read twice, which pipes cannot be."""
+    if path.exists() and not path.is_file():
+        raise FilesError(f"{path} is no file")
     try:
         with path.open("rb") as file:
             file.read(1)

@@ -27,6 +27,8 @@ from atelier.loading.swap import Before, drop_old, look, swap
 # Any number that no other advisory lock of this database uses in its two-integer form.
 _IMPORT_LOCK = (0x61746C, 3)
 _LOCK_WAIT_S = 5.0
+# With the control connection that is three of the migrator's five.
+_BUILDERS = 2
 _CLEAN_UP_S = 20.0
 
 
@@ -158,23 +160,30 @@ class _Import:
         return catalogue_id, loaded
 
     async def _fill(self, loaded: list[Loaded], catalogue_id: int) -> None:
-        """Loads file by file on one connection and builds on another, one file behind."""
+        """Loads file by file on one connection and builds on another, one file behind; at last both build."""
+        built = {file.layout.table: asyncio.Event() for file in loaded}
+        queue: asyncio.Queue[Loaded | None] = asyncio.Queue(maxsize=len(loaded) + _BUILDERS)
         async with AsyncExitStack() as stack:
-            loader = await stack.enter_async_context(connect(self.dsn))
-            builder = await stack.enter_async_context(connect(self.dsn))
-            build = Builder(builder, self.log, self._pace(builder), self.watcher, catalogue_id, self.options.trial)
-            queue: asyncio.Queue[Loaded | None] = asyncio.Queue(maxsize=len(loaded) + 1)
+            builders = [
+                Builder(
+                    connection, self.log, self._pace(connection), self.watcher, catalogue_id, self.options.trial, built
+                )
+                for connection in [await stack.enter_async_context(connect(self.dsn)) for _ in range(_BUILDERS)]
+            ]
             async with siblings() as tasks:
-                tasks.create_task(self._load(loader, loaded, queue))
-                tasks.create_task(self._build(build, queue))
+                tasks.create_task(self._load_and_build(builders[0], loaded, queue))
+                tasks.create_task(self._build(builders[1], queue))
 
-    async def _load(self, connection: Connection, loaded: list[Loaded], queue: "asyncio.Queue[Loaded | None]") -> None:
-        pace = self._pace(connection)
+    async def _load_and_build(
+        self, builder: Builder, loaded: list[Loaded], queue: "asyncio.Queue[Loaded | None]"
+    ) -> None:
         for file in loaded:
             with told(f"loading {file.path.name}"):
-                await load_file(connection, file, log=self.log, pace=pace, watcher=self.watcher)
+                await load_file(builder.connection, file, log=self.log, pace=builder.pace, watcher=self.watcher)
             await queue.put(file)
-        await queue.put(None)
+        for _ in range(_BUILDERS):
+            await queue.put(None)
+        await self._build(builder, queue)
 
     async def _build(self, builder: Builder, queue: "asyncio.Queue[Loaded | None]") -> None:
         while file := await queue.get():

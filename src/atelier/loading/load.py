@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +17,7 @@ from atelier.loading.scan import BLOCK_BYTES, Line, Scanner, Span
 from atelier.loading.session import SIDE, Connection, LoadingError, siblings
 
 # One transaction's worth: long enough that its commit costs nothing, short enough that nobody waits for it.
-_BATCH_BYTES = 8 << 20
+_BATCH_BYTES = 16 << 20
 _BREATHE_LINES = 500
 _QUANTITY = re.compile(rb",[0-9]+\n")
 _STOCK = re.compile(rb"([0-9]+),[^\n]*,([0-9]+)\n")
@@ -92,7 +93,8 @@ async def load_file(connection: Connection, loaded: Loaded, *, log: RejectLog, p
         StrictError: a row was refused and none may be.
     """
     title = loaded.layout.title
-    watcher.file_began(title, loaded.path.stat().st_size)
+    with _told_reading(loaded.path):
+        watcher.file_began(title, loaded.path.stat().st_size)
     queue: asyncio.Queue[_Batch | None] = asyncio.Queue(maxsize=1)
     async with siblings() as tasks:
         tasks.create_task(_read_file(loaded, log, queue))
@@ -101,11 +103,17 @@ async def load_file(connection: Connection, loaded: Loaded, *, log: RejectLog, p
 
 
 async def _read_file(loaded: Loaded, log: RejectLog, queue: "asyncio.Queue[_Batch | None]") -> None:
+    with _told_reading(loaded.path), loaded.path.open("rb", buffering=0) as file:
+        await _read(file, loaded, log, queue)
+
+
+@contextmanager
+def _told_reading(path: Path) -> Iterator[None]:
+    """Tells a file that cannot be read from a server that cannot be reached."""
     try:
-        with loaded.path.open("rb", buffering=0) as file:
-            await _read(file, loaded, log, queue)
+        yield
     except OSError as error:
-        raise LoadingError(f"reading {loaded.path.name}: {error.strerror}") from error
+        raise LoadingError(f"reading {path.name}: {error.strerror}") from error
 
 
 async def _read(file: BinaryIO, loaded: Loaded, log: RejectLog, queue: "asyncio.Queue[_Batch | None]") -> None:

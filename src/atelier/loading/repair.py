@@ -34,7 +34,9 @@ class Found:
 async def reject_duplicates(connection: Connection, loaded: Loaded, log: RejectLog) -> None:
     """Keeps, of the rows with one id, the first in the file, and notes the others."""
     source, *_ = targets_of(loaded.layout)
-    ids = await _note_offenders(connection, f"select id from {SIDE}.{source.table} group by id having count(*) > 1")
+    ids = await _note_offenders(
+        connection, loaded.layout, f"select id from {SIDE}.{source.table} group by id having count(*) > 1"
+    )
     await _delete_offenders(connection, loaded.layout)
     kept: list[Values] = []
     async with aclosing(_find_rows(loaded, ids)) as rows:
@@ -56,6 +58,7 @@ async def reject_orphans(connection: Connection, loaded: Loaded, log: RejectLog)
     for column in loaded.layout.parents:
         ids = await _note_offenders(
             connection,
+            loaded.layout,
             f"select id from {SIDE}.{source.table} as child"
             f" where not exists (select from {SIDE}.{column.parent} as parent where parent.id = child.{column.target})",
         )
@@ -74,10 +77,11 @@ async def _note_orphans(loaded: Loaded, column: Column, ids: "array[int]", log: 
                 log.add(loaded.layout.title, f"orphan-{column.name}", line=row.line, reason=reason, raw=row.raw)
 
 
-async def _note_offenders(connection: Connection, query: str) -> "array[int]":
+async def _note_offenders(connection: Connection, layout: Layout, query: str) -> "array[int]":
     """Keeps the ids in a table for the delete, and hands them out sorted: eight bytes each, however many."""
-    await connection.execute(f"truncate {SIDE}.offender")
-    await connection.execute(f"insert into {SIDE}.offender {query}")
+    offender = _offender(layout)
+    await connection.execute(f"drop table if exists {offender}")
+    await connection.execute(f"create unlogged table {offender} as {query}")
     ids = array("q")
     tail = b""
 
@@ -86,14 +90,18 @@ async def _note_offenders(connection: Connection, query: str) -> "array[int]":
         whole, _, tail = (tail + data).rpartition(b"\n")
         ids.extend(map(int, whole.split()))
 
-    await connection.copy_from_query(f"select id from {SIDE}.offender order by id", output=take)
+    await connection.copy_from_query(f"select id from {offender} order by id", output=take)
     return ids
+
+
+def _offender(layout: Layout) -> str:
+    return f"{SIDE}.offender_{layout.table}"
 
 
 async def _delete_offenders(connection: Connection, layout: Layout) -> None:
     for target in targets_of(layout):
         await connection.execute(
-            f"delete from {SIDE}.{target.table} as bad using {SIDE}.offender"
+            f"delete from {SIDE}.{target.table} as bad using {_offender(layout)} as offender"
             f" where bad.{target.columns[0]} = offender.id"
         )
 

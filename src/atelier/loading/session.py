@@ -97,6 +97,8 @@ def told(doing: str) -> Iterator[None]:
         TimeoutError,
         asyncpg.PostgresConnectionError,
         asyncpg.InterfaceError,
+        # How asyncpg puts it when a connection was closed between two of its steps.
+        asyncpg.InternalClientError,
         asyncpg.OperatorInterventionError,
     ) as error:
         raise PrimaryUnavailableError(f"{doing}: the database server went away ({_first_line(error)})") from error

@@ -108,7 +108,6 @@ async def make_tables(connection: Connection, *, version: int, unlogged: bool) -
         " (id bigint not null, product_id bigint not null, related_product_id bigint not null)"
         " with (autovacuum_enabled = false)"
     )
-    await connection.execute(f"create unlogged table {SIDE}.offender (id bigint not null)")
 
 
 async def make_twin(connection: Connection, live: str, twin: str, *, kind: str) -> None:
@@ -132,9 +131,19 @@ async def read_keys(connection: Connection, table: str) -> list[Key]:
     return [Key(**row) for row in await connection.fetch(_KEYS, f"{LIVE}.{table}")]
 
 
-async def add_key(connection: Connection, table: str, key: Key) -> None:
-    """Builds a key on a side table, under the name that it has on the live one."""
-    await _as_twin(connection, f'alter table {table} add constraint "{key.name}" {key.definition}')
+async def declare_key(connection: Connection, table: str, key: Key) -> None:
+    """Puts a foreign key on a side table without a look at its rows.
+
+    That takes the lock on the parent for a moment only; the look, which takes long, lets others do the same meanwhile.
+    """
+    if key.is_foreign:
+        await _as_twin(connection, f'alter table {table} add constraint "{key.name}" {key.definition} not valid')
+
+
+async def complete_key(connection: Connection, table: str, key: Key) -> None:
+    """Looks whether the rows fit a key, and builds it, under the name that it has on the live table."""
+    action = f'validate constraint "{key.name}"' if key.is_foreign else f'add constraint "{key.name}" {key.definition}'
+    await _as_twin(connection, f"alter table {table} {action}")
 
 
 async def add_indexes(connection: Connection, table: str) -> None:

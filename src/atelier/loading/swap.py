@@ -12,10 +12,11 @@ the old catalogue against stock of the new one.
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 
 import asyncpg
 
-from atelier.deadline import Deadline
+from atelier.deadline import Clock, Deadline
 from atelier.loading.progress import Watcher
 from atelier.loading.session import LIVE, RETIRED, SIDE, Connection, LoadingError, told
 from atelier.loading.side import LEDGER, TABLES, drop_leftovers, restore_options
@@ -96,13 +97,17 @@ async def swap(
         await restore_options(connection, table, table)
     await restore_options(connection, LEDGER, f"{LEDGER}_{int(catalogue_id)}")
     waited = False
-    while not await _try_swap(connection, before=before, catalogue_id=catalogue_id, origin=origin):
+    attempt = partial(
+        _try_swap, connection, before=before, catalogue_id=catalogue_id, origin=origin, clock=deadline.clock
+    )
+    while (locked_s := await attempt()) is None:
         if not deadline.remaining_s():
             raise LoadingError(f"the tables were busy for too long; {await _who_blocks(connection)}")
         if not waited:
             watcher.say("waiting for running transactions to end")
             waited = True
         await asyncio.sleep(_PAUSE_S)
+    watcher.say(f"swapped; the tables were locked for {locked_s * 1000:.0f} ms")
 
 
 async def drop_old(connection: Connection) -> None:
@@ -110,23 +115,27 @@ async def drop_old(connection: Connection) -> None:
     await drop_leftovers(connection)
 
 
-async def _try_swap(connection: Connection, *, before: Before, catalogue_id: int, origin: str) -> bool:
+async def _try_swap(
+    connection: Connection, *, before: Before, catalogue_id: int, origin: str, clock: Clock
+) -> float | None:
+    """Swaps, and tells how long readers could not come in, in seconds; None when others were in the way."""
     transaction = connection.transaction()
     await transaction.start()
     try:
         await _keep_autovacuum_out(connection, catalogue_id)
+        began_s = clock()
         await _take_locks(connection)
         await _refuse_changes(connection, before)
         await _exchange(connection, catalogue_id)
         await _enter(connection, before, catalogue_id, origin)
     except (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError, asyncpg.DeadlockDetectedError):
         await transaction.rollback()
-        return False
+        return None
     except BaseException:
         await _roll_back(connection, transaction)
         raise
     await _commit(transaction)
-    return True
+    return clock() - began_s
 
 
 async def _keep_autovacuum_out(connection: Connection, catalogue_id: int) -> None:
