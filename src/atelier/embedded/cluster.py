@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from atelier.embedded import build
+from atelier.embedded import build, promotion
 from atelier.embedded.binaries import REACHABLE_ROOT
 from atelier.embedded.decide import Way, choose_primary
 from atelier.embedded.errors import EmbeddedError, PortTakenError
-from atelier.embedded.follow import Following, drop_slots, make_slots
+from atelier.embedded.follow import Following, make_slots
 from atelier.embedded.layout import ClusterState, DataFolder
 from atelier.embedded.lock import hold_lock
 from atelier.embedded.node import Node, Server, remove
@@ -18,8 +18,7 @@ from atelier.embedded.ports import FIRST, SPREAD, find_free, is_free
 from atelier.embedded.waiting import wait_for
 
 _LOCK_S = 5.0
-_PROMOTE_S = 60
-_HAND_OVER_S = 10.0
+_PAUSE_S = 60.0
 _MOST_REPLICAS = 8
 _PORT_TRIES = 5
 
@@ -209,7 +208,7 @@ class EmbeddedCluster:
         with self._operate():
             self._replica(name).sql("select pg_wal_replay_pause()")
             paused = "select pg_get_wal_replay_pause_state() = 'paused'"
-            if not wait_for(lambda: self.node(name).sql(paused) == "t", timeout_s=_PROMOTE_S):
+            if not wait_for(lambda: self.node(name).sql(paused) == "t", timeout_s=_PAUSE_S):
                 raise EmbeddedError(f"{name} does not pause")
 
     def resume_replay(self, name: str) -> None:
@@ -232,7 +231,7 @@ class EmbeddedCluster:
             handed_over = old.answering()
             if handed_over:
                 self._say(f"{old.name}: stopping, so that {name} has all that it acknowledged")
-                self._hand_over(old, node)
+                promotion.hand_over(old, node)
             elif old.running():
                 self._say(f"{old.name}: frozen, and left behind; `atelier cluster rejoin {old.name}` when it goes on")
             self._promote(node)
@@ -371,33 +370,12 @@ class EmbeddedCluster:
         node.configure(Following(self._server, primary, self._say).upstream)
         node.start()
 
-    def _hand_over(self, old: Node, node: Node) -> None:
-        """Stops the primary, which sends all it has to those who stream; takes it back when that was not all."""
-        old.stop()
-        last = old.control_data().checkpoint
-        received = f"select pg_last_wal_receive_lsn() > '{last}'"
-        if not wait_for(lambda: node.sql(received) == "t", timeout_s=_HAND_OVER_S):
-            old.start()
-            raise EmbeddedError(
-                f"{node.name} has not received all that {old.name} acknowledged; kill {old.name} to promote it anyway"
-            )
-
     def _promote(self, node: Node) -> None:
-        peers = [name for name in self.nodes if name != node.name]
-        # Before the promotion: slots do not follow it, and the peers must find the WAL from its first byte on.
-        make_slots(node, peers)
-        drop_slots(node, kept=peers)
         self._say(f"{node.name}: promoting")
-        node.sql("select pg_wal_replay_resume() where pg_is_wal_replay_paused()")
-        node.sql(f"select pg_promote(true, {_PROMOTE_S // 2})")
-        if not wait_for(lambda: node.sql("select pg_is_in_recovery()") == "f", timeout_s=_PROMOTE_S):
-            raise EmbeddedError(f"{node.name} is not the primary after {_PROMOTE_S} s; see {node.log}")
+        promotion.take_over(node, [name for name in self.nodes if name != node.name])
         self._state.primary = node.name
         self._save()
-        node.configure(None)
-        node.reload()
-        # pg_rewind reads the new timeline in the control file, where only a checkpoint puts it.
-        node.sql("checkpoint")
+        promotion.settle(node)
 
     def _repoint(self, node: Node, *, old: Node, rejoin_old: bool) -> None:
         following = Following(self._server, node, self._say)
