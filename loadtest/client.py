@@ -18,6 +18,7 @@ from loadtest.recorder import Recorder
 from loadtest.transport import Answer, Request, Transport
 
 _UNKNOWN_PROBLEMS = frozenset({"idempotency-in-flight", "outcome-unknown", "primary-unavailable"})
+_GIVEN_UP = Answer(0, error="given up")
 _REFUSALS_THAT_ARE_ERRORS = frozenset({"overloaded", "no-replica", "too-many-requests", "history-lost"})
 
 
@@ -186,7 +187,7 @@ class Session:
         }
         invoked_s, intended_s = self._begin()
         body = json.dumps(command.body).encode() if command.body is not None else b""
-        answer = Answer(0, error="given up")
+        answer = _GIVEN_UP
         try:
             answer = self._transport.send(Request(command.method, command.path, command.name, headers, body))
         finally:
@@ -217,7 +218,9 @@ class Session:
             intended_s=intended_s,
             problem=answer.problem,
         )
-        self._recorder.add(op, error=None if is_definite(answer) else describe_error(answer), timed=self._timed)
+        # A command that the end of the run cut off is no error of the service's.
+        error = None if is_definite(answer) or answer is _GIVEN_UP else describe_error(answer)
+        self._recorder.add(op, error=error, timed=self._timed)
 
     def tell_stock(self, lines: Iterable[Line]) -> None:
         """Records the stock that a product was made with: no answer tells it."""
@@ -341,7 +344,7 @@ def is_definite(answer: Answer) -> bool:
 def describe_error(answer: Answer) -> str:
     """A short name for what went wrong."""
     if answer.status:
-        return answer.problem or str(answer.status)
+        return answer.problem if answer.problem and answer.status != 500 else f"status {answer.status}"
     return "refused connection" if answer.never_sent else "no answer"
 
 

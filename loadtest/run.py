@@ -1,6 +1,7 @@
 """One run of a scenario: brings everything up, lets the users loose, breaks things, reads what is left, and judges."""
 
 import random
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -130,6 +131,7 @@ class Lab:
             self._calm_down()
             self._hear_out(stage, watchers)
             self._survey(stage)
+        self._note_mistakes()
         self.say("checking the history")
         return Result(
             self._judge(), self.meter, self.timeline.spans, self.phases, self.recorder.count, self.closed_loop_ms, self.notes
@@ -143,6 +145,7 @@ class Lab:
         else:
             self.embedded = self._bring_up()
             stack.callback(self.embedded.close)
+            stack.callback(self._keep_log)
             self.direct_url, self.api_key = self.embedded.url, self.embedded.api_key
             if self.scenario.quorum:
                 self.embedded.ask_for_quorum(self._look_at_nodes())
@@ -305,6 +308,18 @@ class Lab:
             if not watcher.wait_for(f"sku:{canary}", version, within_s=_HEAR_S):
                 self.notes.append(f"{watcher.name} was not told of the last change within {_HEAR_S} s")
             self.notes += [f"{watcher.name} had to begin anew: {why}" for why in watcher.lost]
+
+    def _keep_log(self) -> None:
+        """What the service said of itself goes with the report: a cluster of the run's own is gone after it."""
+        log = self.embedded.data_dir / "service.log" if self.embedded else None
+        if log is not None and log.exists():
+            shutil.copy(log, self.plan.out / "service.log")
+
+    def _note_mistakes(self) -> None:
+        """An answer of 500 is a mistake of the service's, whatever the guarantees say."""
+        for name, count in self.meter.all.errors.items():
+            if name.startswith("status 5"):
+                self.notes.append(f"{count} answers had {name}: a mistake of the service's; see service.log")
 
     def _survey(self, stage: Stage) -> None:
         self.say("reading the final state")

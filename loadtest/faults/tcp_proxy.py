@@ -95,8 +95,8 @@ class TcpProxy:
         return None
 
     def _pump(self, source: socket.socket, sink: socket.socket, is_answer: bool) -> None:  # noqa: FBT001
-        source.settimeout(_IDLE_S)
         try:
+            source.settimeout(_IDLE_S)
             while data := source.recv(_CHUNK_BYTES):
                 weather = self.weather
                 if weather.delay_ms or weather.jitter_ms:

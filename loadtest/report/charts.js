@@ -66,7 +66,8 @@
     let path = "", drawn = false;
     values.forEach((value, n) => {
       if (value === null) { drawn = false; return; }
-      path += `${drawn ? "L" : "M"}${toX(at[n]).toFixed(1)} ${toY(value).toFixed(1)}`;
+      // The empty step makes a dot of a second that has no neighbours.
+      path += `${drawn ? "L" : "M"}${toX(at[n]).toFixed(1)} ${toY(value).toFixed(1)}${drawn ? "" : "h0"}`;
       drawn = true;
     });
     make("path", { d: path, class: "series", style: `stroke: var(${color})` }, svg);
