@@ -123,7 +123,7 @@ def kill_imports(database: Database, folders: list[Path], rejects: Path, *, time
             process.wait(timeout=10)
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [4, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 async def test_killed_imports_leave_a_whole_catalogue(
     database: Database, catalogues: list[Path], tmp_path: Path, times: int
 ) -> None:
