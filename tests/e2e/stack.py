@@ -73,7 +73,11 @@ class Stack:
 
     def up(self, *arguments: str) -> None:
         """Brings it up, or to what the arguments say, and waits until all of it is healthy."""
-        self.compose("up", "--wait", "--wait-timeout", "240", *arguments)
+        try:
+            self.compose("up", "--wait", "--wait-timeout", "240", *arguments)
+        except AssertionError as error:
+            seen = self.compose("ps", "--all") + "\n" + self.compose("logs", "--tail", "15")
+            raise AssertionError(f"{error}\n{seen}") from error
 
     def forget(self) -> None:
         """Removes the containers, volumes and networks."""
