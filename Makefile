@@ -3,10 +3,10 @@ PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
 
-.PHONY: help up test test-slow soak lint format lock bench bench-import clean
+.PHONY: help up test test-slow soak lint format lock bench bench-import clean e2e e2e-long load lab
 
 help: ## what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 up: .venv/.service ## a replicated catalogue on 127.0.0.1:8000, Ctrl-C ends it
 	@$(BIN)/atelier up
@@ -32,6 +32,20 @@ lint: .venv/.dev ## style, strict types, import rules, nothing generated is stal
 format: .venv/.dev ## puts the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Needs a container engine with Compose v2. On a machine without one: ../shared/tools/docker-host, where it exists.
+e2e: .venv/.dev ## the deployment in containers, built and driven through its proxy
+	@ATELIER_E2E=1 $(BIN)/python -m pytest -m "not slow" tests/e2e
+
+e2e-long: .venv/.dev ## the same and more: every fault in every mode, with the figures of docs/operations.md
+	@ATELIER_E2E=1 $(BIN)/python -m pytest -s tests/e2e
+
+LOAD_URL ?= http://127.0.0.1:8000
+load: .venv/.dev ## Locust's web page, against the service that `make up` started
+	@LOADTEST_API_KEY=$${LOADTEST_API_KEY:-$$(cat .atelier/api-key)} $(BIN)/locust -f loadtest/locustfile.py --host $(LOAD_URL)
+
+lab: .venv/.dev ## load, faults and a verdict: every scenario, every sabotage, on a cluster of its own
+	@$(BIN)/python -m loadtest all
 
 bench: .venv/.dev ## measures against pgbench on this machine, in ratios
 	@$(BIN)/python -m bench
