@@ -73,7 +73,7 @@ async def test_sixty_four_clients_sell_exactly_what_there_is(shop: Shop, databas
 
 async def run_mix(services: Sequence[WriteService], skus: Sequence[int], *, seed: int, commands: int) -> int:
     """Sends a mix with crossing lines to several writing processes at once; returns how many were done."""
-    dice, held, done = random.Random(seed), list[int](), 0
+    dice, held = random.Random(seed), list[int]()
 
     async def send() -> int:
         command = _draw(dice, held, skus)
@@ -87,8 +87,7 @@ async def run_mix(services: Sequence[WriteService], skus: Sequence[int], *, seed
     async def send_many() -> int:
         return sum([await send() for _ in range(commands // 40)])
 
-    done = sum(await asyncio.gather(*(send_many() for _ in range(40))))
-    return done
+    return sum(await asyncio.gather(*(send_many() for _ in range(40))))
 
 
 def _draw(dice: random.Random, held: list[int], skus: Sequence[int]):

@@ -69,7 +69,7 @@ class Proxy:
     def cut_all(self) -> None:
         """Cuts every connection that is open now."""
         for writer in self._writers:
-            writer.transport.abort()
+            abort(writer)
         self._writers.clear()
 
     def serve(self, target_port: int) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]:
@@ -79,7 +79,7 @@ class Proxy:
             try:
                 upstream_reader, upstream = await asyncio.open_connection("127.0.0.1", target_port)
             except OSError:
-                writer.transport.abort()
+                abort(writer)
                 return
             self._writers += [writer, upstream]
             gate = asyncio.Event()
@@ -87,12 +87,12 @@ class Proxy:
             down = asyncio.create_task(self._pump_down(upstream_reader, writer, gate))
             try:
                 await self._pump_up(reader, writer, upstream, gate)
-            except (OSError, asyncio.IncompleteReadError):
-                pass
+            except (OSError, RuntimeError):
+                pass  # an end that was cut meanwhile; uvloop says RuntimeError for a write to a closed one
             finally:
-                for end in (writer, upstream):
-                    end.transport.abort()
                 down.cancel()
+                for end in (writer, upstream):
+                    abort(end)
 
         return handle
 
@@ -130,10 +130,16 @@ class Proxy:
                 await gate.wait()
                 writer.write(data)
                 await writer.drain()
-        except OSError:
+        except (OSError, RuntimeError):
             pass
         finally:
-            writer.transport.abort()
+            abort(writer)
+
+
+def abort(writer: asyncio.StreamWriter) -> None:
+    """Cuts a connection, unless it is cut already."""
+    if not writer.transport.is_closing():
+        writer.transport.abort()
 
 
 @asynccontextmanager

@@ -172,8 +172,13 @@ class Combiner(Generic[Item, Result]):
 
     async def _carry_out(self, batch: list[_Ticket[Item, Result]]) -> None:
         """Settles every ticket, whatever happens: a lane never dies and nobody waits for ever."""
+        results: Sequence[Result | Exception]
         try:
             results = await self._run([ticket.item for ticket in batch])
+        except asyncio.CancelledError:
+            # A driver lets the cancellation of something of its own escape when a connection is cut under it. Nobody
+            # cancels a lane: what it carried is what is not known.
+            results = [OutcomeUnknownError()] * len(batch)
         except Exception as error:  # noqa: BLE001  it goes to those who wait
             results = [error] * len(batch)
         for ticket, result in zip(batch, results, strict=True):
