@@ -1,0 +1,212 @@
+"""A client for Python programs: carries tokens, makes idempotency keys, retries within a budget, settles outcomes.
+
+```python
+async with AtelierClient("http://127.0.0.1:8000", api_key=key) as shop:
+    held = await shop.post("/reservations", {"ttl_seconds": 300, "lines": [{"sku_id": 37, "quantity": 1}]})
+    sold = await shop.post(f"/reservations/{held.json()['reservation_id']}/confirm")
+    stock = await shop.get("/inventory/37")  # contains the sale, whichever replica answers
+```
+
+Needs httpx (`pip install atelier[client]`). Nothing of the service is imported but its tree of errors.
+"""
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from atelier.errors import AtelierError, HistoryLostError, OutcomeUnknownError
+
+_IN_FLIGHT = "idempotency-in-flight"
+_HISTORY_LOST = "history-lost"
+_TOKEN = "Atelier-Token"  # noqa: S105  a header's name
+
+
+class RefusedError(AtelierError):
+    """The service refused a request.
+
+    Attributes:
+        name: of the problem, such as `insufficient-stock`.
+        status: of the answer.
+        document: the whole problem document.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        """Reads the problem document of an answer."""
+        self.document: Mapping[str, Any] = _read_problem(response)
+        self.name = str(self.document.get("type", "about:blank")).rsplit("/", 1)[-1]
+        self.status = response.status_code
+        super().__init__(f"{self.name}: {self.document.get('detail', response.reason_phrase)}")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How long and how often a request is tried again.
+
+    Attributes:
+        budget_s: for one request, all its tries together.
+        first_pause_s: before the second try; it doubles up to `longest_pause_s`, and half of it is left to chance.
+        longest_pause_s: what the service asks for in `Retry-After` counts as far as this.
+        try_s: for one try.
+    """
+
+    budget_s: float = 30.0
+    first_pause_s: float = 0.05
+    longest_pause_s: float = 2.0
+    try_s: float = 12.0
+
+
+@dataclass(slots=True)
+class AtelierClient:
+    """One client of the service. Use it as an async context manager; it is not bound to one task.
+
+    Every answer's token is remembered and sent with the next request, so a read sees what this client wrote, and time
+    never goes backwards for it. After a failover that lost something the first request raises `HistoryLostError`
+    once; the client goes on with the fresh token of that answer.
+
+    Attributes:
+        base_url: of the service.
+        api_key: None for a client that only reads what is open.
+        retry: how long requests are tried again.
+        token: the newest position this client has seen; None before the first answer.
+    """
+
+    base_url: str
+    api_key: str | None = None
+    retry: RetryPolicy = RetryPolicy()
+    token: str | None = None
+    transport: httpx.AsyncBaseTransport | None = None
+    clock: Callable[[], float] = time.monotonic
+    chance: Callable[[], float] = random.random
+    _http: httpx.AsyncClient | None = field(default=None, init=False, repr=False)
+
+    async def __aenter__(self) -> Self:
+        """Opens the connections."""
+        headers = {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
+        self._http = httpx.AsyncClient(
+            base_url=self.base_url, headers=headers, timeout=self.retry.try_s, transport=self.transport
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the connections."""
+        if self._http is not None:
+            await self._http.aclose()
+
+    async def get(self, path: str, *, consistency: str | None = None) -> httpx.Response:
+        """Reads something, as new as all that this client has seen.
+
+        Args:
+            path: with its query.
+            consistency: `eventual`, `bounded; max-lag-ms=N`, `causal` or `strong`; None for the service's default.
+
+        Raises:
+            RefusedError: the service refused it.
+            HistoryLostError: something that this client saw may not have survived a failover.
+            OutcomeUnknownError: no answer came within the budget (a read can simply be repeated).
+        """
+        return await self._send(
+            "GET", path, headers={} if consistency is None else {"Atelier-Consistency": consistency}
+        )
+
+    async def post(self, path: str, body: Any = None, *, key: str | None = None) -> httpx.Response:
+        """Sends a command; see `command`."""
+        return await self.command("POST", path, body, key=key)
+
+    async def command(
+        self, method: str, path: str, body: Any = None, *, key: str | None = None, if_match: str | None = None
+    ) -> httpx.Response:
+        """Sends a command, and sends it again under the same key until it is known what became of it.
+
+        Args:
+            method: POST, PUT, PATCH or DELETE.
+            path: of the resource.
+            body: sent as JSON; None for none.
+            key: the idempotency key; None makes one. Give your own to go on after a crash of your program.
+            if_match: the entity tag that was seen, for a guarded change.
+
+        Returns:
+            The answer; it was applied exactly once.
+
+        Raises:
+            RefusedError: the service refused it; nothing was done.
+            OutcomeUnknownError: the budget ended first. Send it again with the key that the message names.
+        """
+        key = key or secrets.token_urlsafe(18)
+        headers = {"Idempotency-Key": key} | ({} if if_match is None else {"If-Match": if_match})
+        try:
+            return await self._send(method, path, body, headers=headers)
+        except OutcomeUnknownError as error:
+            raise OutcomeUnknownError(f"{method} {path}: {error}; its idempotency key is {key}") from error
+
+    async def find_outcome(self, key: str) -> Any:
+        """What became of a command: `{"status", "body"}`, or None when nothing is recorded (yet, or any more)."""
+        try:
+            return (await self.get(f"/commands/{key}")).json()
+        except RefusedError as error:
+            if error.status == httpx.codes.NOT_FOUND:
+                return None
+            raise
+
+    async def _send(self, method: str, path: str, body: Any = None, *, headers: Mapping[str, str]) -> httpx.Response:
+        """Tries until an answer is one to keep, or the budget is used up."""
+        ends_at_s, pause_s = self.clock() + self.retry.budget_s, self.retry.first_pause_s
+        while True:
+            response = await self._try(method, path, body, headers=headers)
+            if response is not None and not _is_passing(response):
+                return self._keep(response)
+            pause_s = self._pause(pause_s, response)
+            if self.clock() + pause_s > ends_at_s:
+                reason = "no answer" if response is None else f"the service answered {response.status_code}"
+                raise OutcomeUnknownError(f"{reason} within {self.retry.budget_s:g} s")
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, self.retry.longest_pause_s)
+
+    async def _try(self, method: str, path: str, body: Any, *, headers: Mapping[str, str]) -> httpx.Response | None:
+        """One try; None when the connection broke: what became of it, the next one tells."""
+        if self._http is None:
+            raise RuntimeError("the client is not open")
+        token = {} if self.token is None or method != "GET" else {_TOKEN: self.token}
+        try:
+            return await self._http.request(method, path, json=body, headers={**headers, **token})
+        except httpx.TransportError:
+            return None
+
+    def _keep(self, response: httpx.Response) -> httpx.Response:
+        self.token = response.headers.get(_TOKEN, self.token)
+        if response.is_error:
+            refused = RefusedError(response)
+            raise HistoryLostError(str(refused)) if refused.name == _HISTORY_LOST else refused
+        return response
+
+    def _pause(self, pause_s: float, response: httpx.Response | None) -> float:
+        """How long to wait: with some chance in it, so that many clients do not come back together."""
+        asked_s = 0.0
+        if response is not None and response.headers.get("Retry-After", "").isdigit():
+            asked_s = min(float(response.headers["Retry-After"]), self.retry.longest_pause_s)
+        return max(asked_s, pause_s) * (0.5 + self.chance() / 2)
+
+
+def _is_passing(response: httpx.Response) -> bool:
+    """Whether the same request may well be answered otherwise a moment later."""
+    if response.status_code in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE):
+        return True
+    if response.status_code in (httpx.codes.BAD_GATEWAY, httpx.codes.GATEWAY_TIMEOUT):
+        return True
+    return response.status_code == httpx.codes.CONFLICT and RefusedError(response).name == _IN_FLIGHT
+
+
+def _read_problem(response: httpx.Response) -> Mapping[str, Any]:
+    try:
+        document = response.json()
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
