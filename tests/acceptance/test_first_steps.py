@@ -52,7 +52,9 @@ def atelier(*words: str, check: bool = True) -> "subprocess.CompletedProcess[str
     """Runs the command as a person would, without the tests' own environment."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")}
     command = [sys.executable, "-m", "atelier.cli.main", *words]
-    result = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False)
+    result = subprocess.run(
+        command, env=environ, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False
+    )
     assert not check or result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     return result
@@ -136,7 +138,7 @@ def test_import_replaces_the_catalogue(home: Home) -> None:
     """The course's ten products, whole, on every node."""
     if not SHARED.is_dir():
         pytest.skip("the course's ten products are not on this machine")
-    home.run("import", str(SHARED))
+    home.run("import", str(SHARED), "--rejects", str(home.folder.parent / "rejects.csv"))
     wait_until(lambda: home.get("/products/5/related").json() == [6, 6, 8, 9, 1, 3], what="the new catalogue")
     assert len(home.get("/products?count=1000", Atelier_Consistency="strong").json()) == 10
 
