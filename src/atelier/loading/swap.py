@@ -30,7 +30,7 @@ _SWAP_MS = 15_000
 # read. Then against reads, in theirs: parents before children. Only the second step is replayed on replicas, so a read
 # there that holds one of the tables never waits for another that the replay holds already.
 _LOCKS = (
-    f"lock table {LIVE}.reservation in share row exclusive mode",
+    f"lock table {LIVE}.reservation in exclusive mode",
     f"lock table {', '.join(f'{LIVE}.{table}' for table in reversed(TABLES))} in exclusive mode",
     f"lock table {', '.join(f'{LIVE}.{table}' for table in TABLES)} in access exclusive mode",
 )
