@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -37,8 +37,7 @@ class RejectLog:
         self.counts: dict[str, Counter[str]] = {layout.title: Counter() for layout in LAYOUTS}
 
     def __enter__(self) -> Self:
-        """Makes the folder for the parts."""
-        self._folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="atelier-rejects-")))
+        """Nothing is made before the first refused row."""
         return self
 
     def __exit__(
@@ -80,8 +79,8 @@ class RejectLog:
 
     def _part(self, title: str, stage: str) -> TextIO:
         if (title, stage) not in self._parts:
-            path = self._folder / f"{title}-{stage}.csv"
-            self._parts[title, stage] = self._stack.enter_context(path.open("w+", encoding="utf-8", newline=""))
+            # It has no name, so a kill leaves nothing.
+            self._parts[title, stage] = self._stack.enter_context(TemporaryFile("w+", encoding="utf-8", newline=""))
         return self._parts[title, stage]
 
     def _sorted(self, title: str) -> Iterator[list[str]]:
