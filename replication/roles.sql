@@ -99,8 +99,6 @@ revoke all on database atelier, postgres, template1 from public;
 grant connect on database atelier to migrator, writer, reader, monitor;
 -- An import builds the new catalogue in a schema of its own before it is swapped in.
 grant create on database atelier to owner;
--- An import builds its tables in a schema of its own and swaps them in.
-grant create on database atelier to owner;
 
 \connect atelier
 set log_statement = 'none';
