@@ -106,6 +106,6 @@ async def _on_primary(
             return await work(connection)
         finally:
             await connection.close(timeout=_CONNECT_S)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         reason = str(error) or type(error).__name__
         raise PrimaryUnavailableError(f"{address.name} ({address.host}:{address.port}): {reason}") from error

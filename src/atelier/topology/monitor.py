@@ -30,8 +30,16 @@ RELIST_INTERVAL_S = 2.0
 # A replica is probed when the primary has just been; by itself only when that does not come.
 REPLICA_INTERVAL_S = 1.5 * IDLE_INTERVAL_S
 
-# What a node can do to a probe; anything else is a mistake of ours and shall be seen.
-NODE_FAILURES = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, NodeError)
+# What a node can do to a probe; anything else is a mistake of ours and shall be seen. (A server that ends in the middle
+# of a query can make the driver trip over itself: "cannot switch to state 12".)
+NODE_FAILURES = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    NodeError,
+)
 
 Whom = Literal["all", "replicas"]
 
@@ -207,6 +215,10 @@ class TopologyMonitor:
             try:
                 await self._watch_one_start(watch)
             except NODE_FAILURES as error:
+                self._lose(watch.address, f"{type(error).__name__}: {error}".strip(": "))
+            except Exception as error:
+                # A watch that ended would leave its node's last state standing for ever: worse than any mistake.
+                log.exception("probe_broken", node=watch.address.name)
                 self._lose(watch.address, f"{type(error).__name__}: {error}".strip(": "))
             finally:
                 watch.asked_at_s = None

@@ -3,7 +3,7 @@
 https://www.postgresql.org/docs/18/errcodes-appendix.html
 """
 
-from asyncpg import InterfaceError
+from asyncpg import InterfaceError, InternalClientError
 from sqlalchemy.exc import DBAPIError
 
 from atelier.errors import (
@@ -85,4 +85,4 @@ def is_network(error: BaseException) -> bool:
     if isinstance(error, DBAPIError):
         return error.connection_invalidated or is_network(error.orig or error.__cause__ or ValueError())
     layers = (error, error.__cause__)
-    return any(isinstance(layer, (OSError, InterfaceError)) for layer in layers)
+    return any(isinstance(layer, (OSError, InterfaceError, InternalClientError)) for layer in layers)

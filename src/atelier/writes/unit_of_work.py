@@ -24,6 +24,8 @@ from atelier.writes.primary import PrimaryGateway
 log = structlog.get_logger(__name__)
 
 _ROLLBACK_S = 2.0
+# What a lost server can do to a statement; the last one is the driver's own, when the server ends in the middle of it.
+NODE_FAILURES = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 # Not the insert position: that counts log which nobody has flushed, and which a crash takes back.
 _POSITION = """
@@ -147,7 +149,7 @@ class UnitOfWork:
                 row = await driver.fetchrow(_QUORUM_POSITION, quorum, timeout=self._deadline.remaining_s())
             else:
                 row = await driver.fetchrow(_POSITION, timeout=self._deadline.remaining_s())
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except NODE_FAILURES as error:
             self._broken = True
             raise CommitLostError from error
         history = self._gateway.snapshot.history
