@@ -9,6 +9,8 @@ import pytest
 from tests.e2e.stack import HA, PLAIN, PREFIX, Stack, remove_images, run, running
 from tests.e2e.traffic import make_product
 
+Stage = Callable[..., Stack]
+
 if not os.environ.get("ATELIER_E2E"):
     collect_ignore_glob = ["test_*.py"]
 
@@ -27,29 +29,30 @@ def images() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def stage(images: dict[str, str]) -> Iterator[Callable[[str], Stack]]:
-    """Gives a deployment by its file. One stands at a time: the machine is small, and another one would be measured."""
+def stage(images: dict[str, str]) -> Iterator[Stage]:
+    """Gives a deployment by its file and its variables. One stands at a time: another one would be measured, too."""
     with ExitStack() as opened:
-        standing: dict[str, Stack] = {}
+        standing: dict[tuple[object, ...], Stack] = {}
 
-        def give(file: str) -> Stack:
-            if file not in standing:
+        def give(file: str, **variables: str) -> Stack:
+            wanted = (file, *sorted(variables.items()))
+            if wanted not in standing:
                 opened.close()
                 standing.clear()
-                standing[file] = opened.enter_context(running(file, images))
-            return standing[file]
+                standing[wanted] = opened.enter_context(running(file, {**images, **variables}))
+            return standing[wanted]
 
         yield give
 
 
 @pytest.fixture
-def plain(stage: Callable[[str], Stack]) -> Stack:
+def plain(stage: Stage) -> Stack:
     """The plain deployment: a primary and two streaming replicas."""
     return stage(PLAIN)
 
 
 @pytest.fixture
-def ha(stage: Callable[[str], Stack]) -> Stack:
+def ha(stage: Stage) -> Stack:
     """The deployment under Patroni, with a quorum."""
     return stage(HA)
 

@@ -1,18 +1,15 @@
 """Under Patroni with a quorum: the primary is switched, killed, cut off; no acknowledged command is ever lost."""
 
-import json
 import time
 
 import pytest
 
-from tests.e2e.checks import assert_exactly_once, await_streaming
+from tests.e2e.checks import assert_exactly_once
+from tests.e2e.patroni import MARGIN_S, NODES, TTL_S, await_other_leader, await_whole, find_leader, is_standby
 from tests.e2e.stack import Stack, wait_for
 from tests.e2e.traffic import Client, CommandLoad, ReadLoad, make_product, traffic
 
 pytestmark = pytest.mark.timeout(600)
-
-NODES = ("node-1", "node-2", "node-3")
-TTL_S, MARGIN_S = 20, 10
 
 
 @pytest.fixture
@@ -22,44 +19,10 @@ def skus(ha: Stack) -> list[int]:
     return sku_ids
 
 
-def members(stack: Stack) -> dict[str, dict[str, object]]:
-    """What Patroni says of each node; nothing while it says nothing."""
-    for node in NODES:
-        try:
-            listed = json.loads(stack.exec(node, "patronictl", "list", "--format", "json"))
-        except (AssertionError, ValueError):
-            continue
-        return {member["Member"]: member for member in listed}
-    return {}
-
-
-def find_leader(stack: Stack) -> str | None:
-    """Who leads, according to Patroni."""
-    return next((name for name, member in members(stack).items() if member["Role"] == "Leader"), None)
-
-
-def await_whole(stack: Stack) -> tuple[str, str]:
-    """Waits until one node leads and both others stream from it; gives the leader and one of the others."""
-    wait_for(lambda: find_leader(stack) is not None, within_s=90, what="a leader")
-    leader = find_leader(stack)
-    assert leader is not None
-    others = sorted(set(NODES) - {leader})
-    await_streaming(stack, *others, node=leader, within_s=120)
-    return leader, others[0]
-
-
 @pytest.fixture
 def whole(ha: Stack) -> tuple[str, str]:
     """A whole cluster before the test: its leader and one of the others."""
     return await_whole(ha)
-
-
-def await_other_leader(stack: Stack, old: str) -> str:
-    """Waits until another node leads."""
-    wait_for(lambda: find_leader(stack) not in (None, old), within_s=TTL_S + MARGIN_S, what="another leader")
-    leader = find_leader(stack)
-    assert leader is not None
-    return leader
 
 
 def check_outcome(stack: Stack, commands: CommandLoad, reads: ReadLoad, *, leader: str) -> None:
@@ -123,11 +86,6 @@ def test_killing_the_primarys_container_loses_no_acknowledged_command(
     assert leader != old
     print(f"\nthe old primary streamed {rejoined_s:.1f} s after its start")  # noqa: T201
     check_outcome(ha, commands, reads, leader=leader)
-
-
-def is_standby(stack: Stack, node: str) -> bool:
-    """Whether Patroni says that a node streams."""
-    return members(stack).get(node, {}).get("State") == "streaming"
 
 
 @pytest.mark.parametrize("others", ["all", "cluster"])

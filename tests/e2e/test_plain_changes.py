@@ -133,3 +133,19 @@ def test_the_balancing_strategy_is_one_variable(plain: Stack, balance: str) -> N
         strategy = upstream.partition("server")[0].split(";")[1].strip()
         assert strategy == ("" if balance == "round_robin" else balance)
     plain.up("--no-deps", "proxy")
+
+
+@pytest.mark.slow
+def test_rotating_the_token_keys_under_load_fails_no_request(plain: Stack, product: tuple[int, list[int]]) -> None:
+    """A token of the old key is good while the new one seals."""
+    with Client(plain.port) as client, traffic(plain.port, plain.key, product[1]) as (commands, reads):
+        token = client.get("/products/1").token
+        for step in ("add", "use"):
+            plain.compose("run", "--rm", "secrets", "make-secrets", "token-key", step)
+            plain.roll("reads")
+            plain.roll("writes")
+            commands.wait_for_more(50)
+        answer = client.get("/products/1", Atelier_Token=token)
+        assert answer.status == 200
+    assert reads.failures == []
+    assert commands.refused == Counter()

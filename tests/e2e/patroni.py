@@ -1,0 +1,48 @@
+"""What Patroni says of its cluster, asked as an operator asks."""
+
+import json
+
+from tests.e2e.checks import await_streaming
+from tests.e2e.stack import Stack, wait_for
+
+NODES = ("node-1", "node-2", "node-3")
+TTL_S, MARGIN_S = 20, 10
+
+
+def members(stack: Stack) -> dict[str, dict[str, object]]:
+    """What Patroni says of each node; nothing while it says nothing."""
+    for node in NODES:
+        try:
+            listed = json.loads(stack.exec(node, "patronictl", "list", "--format", "json"))
+        except (AssertionError, ValueError):
+            continue
+        return {member["Member"]: member for member in listed}
+    return {}
+
+
+def find_leader(stack: Stack) -> str | None:
+    """Who leads, according to Patroni."""
+    return next((name for name, member in members(stack).items() if member["Role"] == "Leader"), None)
+
+
+def await_whole(stack: Stack) -> tuple[str, str]:
+    """Waits until one node leads and both others stream from it; gives the leader and one of the others."""
+    wait_for(lambda: find_leader(stack) is not None, within_s=90, what="a leader")
+    leader = find_leader(stack)
+    assert leader is not None
+    others = sorted(set(NODES) - {leader})
+    await_streaming(stack, *others, node=leader, within_s=120)
+    return leader, others[0]
+
+
+def await_other_leader(stack: Stack, old: str) -> str:
+    """Waits until another node leads."""
+    wait_for(lambda: find_leader(stack) not in (None, old), within_s=TTL_S + MARGIN_S, what="another leader")
+    leader = find_leader(stack)
+    assert leader is not None
+    return leader
+
+
+def is_standby(stack: Stack, node: str) -> bool:
+    """Whether Patroni says that a node streams."""
+    return members(stack).get(node, {}).get("State") == "streaming"
