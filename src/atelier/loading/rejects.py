@@ -80,7 +80,8 @@ class RejectLog:
     def _part(self, title: str, stage: str) -> TextIO:
         if (title, stage) not in self._parts:
             # It has no name, so a kill leaves nothing.
-            self._parts[title, stage] = self._stack.enter_context(TemporaryFile("w+", encoding="utf-8", newline=""))
+            part = TemporaryFile("w+", encoding="utf-8", newline="")  # noqa: SIM115 - the stack closes it
+            self._parts[title, stage] = self._stack.enter_context(part)
         return self._parts[title, stage]
 
     def _sorted(self, title: str) -> Iterator[list[str]]:
