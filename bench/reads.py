@@ -357,7 +357,7 @@ async def fill(cluster: EmbeddedCluster, products: int) -> None:
     await owner.close()
     for name in ("pg2", "pg3"):
         reached = f"select pg_last_wal_replay_lsn() >= '{lsn}'"
-        if not wait_for(lambda name=name: cluster.node(name).sql(reached) == "t", timeout_s=300):
+        if not wait_for(lambda name=name, reached=reached: cluster.node(name).sql(reached) == "t", timeout_s=300):
             raise SystemExit(f"bench reads: {name} does not come up")
 
 
