@@ -57,9 +57,18 @@ class LabelledDurations:
         observe(duration_s)
 
 
+@dataclass(slots=True)
+class RequestLevel:
+    """How many requests are being answered now: a plain number, changed twice a request, looked at now and then."""
+
+    in_progress: int = 0
+
+
+requests = RequestLevel()
 REQUESTS = LabelledCounter("atelier_http_requests", "Requests answered.", "method", "route", "status")
 DURATIONS = LabelledDurations("atelier_http_request_duration_seconds", "From the request to its answer.", "route")
 IN_PROGRESS = Gauge("atelier_http_requests_in_progress", "Requests being answered now.", registry=REGISTRY)
+IN_PROGRESS.set_function(lambda: requests.in_progress)
 DECISIONS = LabelledCounter(
     "atelier_read_decisions", "Reads answered, by node and why it was chosen.", "node", "reason"
 )

@@ -250,6 +250,12 @@ def test_the_default_cache_control_is_a_setting_that_no_token_is_cached_by(
     assert read(sides[0], hat, "/products").headers["cache-control"] == "private, no-cache"
 
 
+def test_no_cache_keeps_what_needs_a_key(sides: tuple[Service, Service], hat: Hat) -> None:
+    """Whatever the setting says: the next one to ask may have none."""
+    reply = ask(sides[0].url, f"/inventory/{hat['sku']}", Authorization=f"Bearer {sides[0].key}")
+    assert reply.headers["cache-control"] == "private, no-cache"
+
+
 # ---------------------------------------------------------------- pages and policies
 
 

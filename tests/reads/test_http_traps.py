@@ -163,6 +163,13 @@ def test_head_is_get_without_a_body(service: Service, hat: dict[str, int], targe
     assert head.headers.keys() == got.headers.keys()
 
 
+def test_head_of_the_endless_feed_ends(service: Service) -> None:
+    """Its headers are all there is to see."""
+    reply = ask(service.url, "/changes", "HEAD")
+    assert (reply.status, reply.body) == (200, b"")
+    assert reply.headers["content-type"].startswith("text/event-stream")
+
+
 def test_a_body_on_a_read_is_ignored(service: Service) -> None:
     """Also one that no decoder would survive."""
     assert ask(service.url, "/products", body=b"[" * 100_000, Content_Type="application/json").status == 200

@@ -1,10 +1,11 @@
 """From a finished document to an HTTP answer: token, served-by, lag, timings, entity tag, 304, 404."""
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from litestar import Request, Response
+from litestar import Request
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from atelier.errors import HistoryLostError
 from atelier.http import DROP_TOKEN_COOKIE, TOKEN_HEADER, matches
@@ -20,7 +21,8 @@ Fetch = Callable[[Ask], Awaitable[Document]]
 ReadRequest = Request[Any, Any, Any]
 
 # A cache that keeps an answer for a while must not give it to who has seen more, or asked for more.
-_VARY = "Atelier-Token, Atelier-Consistency, Cookie"
+_VARY = b"Atelier-Token, Atelier-Consistency, Cookie"
+_NO_COOKIES: Mapping[str, str] = {}
 
 
 class Responder:
@@ -32,17 +34,20 @@ class Responder:
         self._keys = keys
         self._asker = asker
 
-    async def respond(self, request: ReadRequest, fetch: Fetch) -> Response[bytes]:
+    async def respond(self, request: ReadRequest, fetch: Fetch, *, is_keyed: bool = False) -> ASGIApp:
         """Reads what is asked, fetches the document, and writes it down.
 
         Args:
             request: for its headers and cookies.
             fetch: gets the document for an ask.
+            is_keyed: it is for who has an API key; no cache may give it to anybody else.
 
         Raises:
             AtelierError: the app makes a problem of it.
         """
-        ask, by_cookie = self._asker.read(request.headers, request.cookies)
+        headers = RequestHeaders(request.scope["headers"])
+        cookies = request.cookies if "cookie" in headers else _NO_COOKIES
+        ask, by_cookie = self._asker.read(headers, cookies)
         drop_cookie = by_cookie and ask.token is None
         try:
             document = await fetch(ask)
@@ -50,40 +55,91 @@ class Responder:
             if not by_cookie:
                 raise
             drop_cookie = True
-            headers = request.headers
             ask = self._asker.make(None, headers.get("Atelier-Consistency"), headers.get("Atelier-Wait-Ms"))
             document = await fetch(ask)
         _note(request.scope, document.answer)
-        answer_headers = self._describe(document, ask)
+        is_private = is_keyed or ask.token is not None or ask.policy.consistency != "eventual"
+        answer_headers = self._describe(document, is_private=is_private)
         if drop_cookie:
-            answer_headers["Set-Cookie"] = DROP_TOKEN_COOKIE
-        return _write(request, document, answer_headers)
+            answer_headers.append((b"set-cookie", DROP_TOKEN_COOKIE.encode()))
+        return _write(document, answer_headers, path=request.scope["path"], asked=headers.get("If-None-Match"))
 
-    def _describe(self, document: Document, ask: Ask) -> dict[str, str]:
+    def _describe(self, document: Document, *, is_private: bool) -> list[tuple[bytes, bytes]]:
         answer = document.answer
-        private = ask.token is not None or ask.policy.consistency != "eventual"
-        headers = {
-            "Cache-Control": "private, no-cache" if private else self._cache_control,
-            "Vary": _VARY,
-            TOKEN_HEADER: self._keys.seal(answer.token),
-            "Atelier-Served-By": answer.node,
-            "Atelier-Lag-Ms": "unknown" if answer.lag_ms is None else str(math.ceil(answer.lag_ms)),
-            "Server-Timing": _timing(answer),
-        }
+        lag = "unknown" if answer.lag_ms is None else str(math.ceil(answer.lag_ms))
+        headers = [
+            (b"cache-control", b"private, no-cache" if is_private else self._cache_control.encode()),
+            (b"vary", _VARY),
+            (TOKEN_HEADER.lower().encode(), self._keys.seal(answer.token).encode()),
+            (b"atelier-served-by", answer.node.encode()),
+            (b"atelier-lag-ms", lag.encode()),
+            (b"server-timing", _timing(answer).encode()),
+        ]
         if document.tag:
-            headers["ETag"] = document.tag
+            headers.append((b"etag", document.tag.encode()))
         if document.links:
-            headers["Link"] = document.links
+            headers.append((b"link", document.links.encode()))
         return headers
 
 
-def _write(request: ReadRequest, document: Document, headers: dict[str, str]) -> Response[bytes]:
+class RequestHeaders(Mapping[str, str]):
+    """The headers of a request, by name in any case. The framework's own are made for more than a read looks at."""
+
+    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
+        """Takes them as ASGI has them: names in lower case."""
+        self._raw = dict(raw)
+
+    def __getitem__(self, name: str) -> str:
+        """The value of a header; of one that was sent twice, the last."""
+        return self._raw[name.lower().encode("latin-1")].decode("latin-1")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The same, or the default: without the exception that most look-ups would end in."""
+        value = self._raw.get(name.lower().encode("latin-1"))
+        return default if value is None else value.decode("latin-1")
+
+    def __contains__(self, name: object) -> bool:
+        """Whether it was sent."""
+        return isinstance(name, str) and name.lower().encode("latin-1") in self._raw
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, in lower case."""
+        return (name.decode("latin-1") for name in self._raw)
+
+    def __len__(self) -> int:
+        """How many names there are."""
+        return len(self._raw)
+
+
+class Sent:
+    """A finished answer as ASGI: the framework's own class costs a third of the way through it."""
+
+    __slots__ = ("_body", "_headers", "_status")
+
+    def __init__(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Takes the answer as it goes out."""
+        self._status = status
+        self._headers = headers
+        self._body = body
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        """Sends it."""
+        await send({"type": "http.response.start", "status": self._status, "headers": self._headers})
+        await send({"type": "http.response.body", "body": self._body, "more_body": False})
+
+
+def _write(document: Document, headers: list[tuple[bytes, bytes]], *, path: str, asked: str | None) -> Sent:
+    """The answer; `asked` is the `If-None-Match` of the request, None when there is none."""
     if document.body is None:
-        body = ProblemError("not-found", document.missing).body(request.scope["path"])
-        return Response(body, status_code=404, headers=headers, media_type=MEDIA_TYPE)
-    if matches(request.headers.get("If-None-Match"), document.tag):
-        return Response(b"", status_code=304, headers=headers, media_type="application/json")
-    return Response(document.body, headers=headers, media_type="application/json")
+        body = ProblemError("not-found", document.missing).body(path)
+        return Sent(404, [*headers, *_describe_body(MEDIA_TYPE.encode(), body)], body)
+    if asked is not None and matches(asked, document.tag):
+        return Sent(304, headers, b"")
+    return Sent(200, [*headers, *_describe_body(b"application/json", document.body)], document.body)
+
+
+def _describe_body(media_type: bytes, body: bytes) -> tuple[tuple[bytes, bytes], tuple[bytes, bytes]]:
+    return (b"content-type", media_type), (b"content-length", str(len(body)).encode())
 
 
 def _timing(answer: Answer) -> str:

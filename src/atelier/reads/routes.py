@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from litestar import Request, Response, get
+from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
+from litestar.types import ASGIApp
 
 from atelier.access.verify import KeyVerifier
 from atelier.http import parse_id, parse_number, read_query
@@ -36,7 +37,7 @@ def build_handlers(reads: Reads) -> list[HTTPRouteHandler]:
     storefront, respond = reads.storefront, reads.responder.respond
 
     @get(["/products", f"{_LIVE}/products"])
-    async def list_products(request: ReadRequest) -> Response[bytes]:
+    async def list_products(request: ReadRequest) -> ASGIApp:
         campus, path = _read_campus(request), request.scope["path"]
         query = read_query(request.scope["query_string"], _LIST_PARAMETERS)
         count = parse_number(query.get("count", "5"), "count", low=1, high=_LARGEST_COUNT)
@@ -47,23 +48,23 @@ def build_handlers(reads: Reads) -> list[HTTPRouteHandler]:
         return await respond(request, lambda ask: storefront.page(page, count, campus, path=path, ask=ask))
 
     @get(["/products/{product_id:str}", f"{_LIVE}/products/{{product_id:str}}"])
-    async def get_product(request: ReadRequest) -> Response[bytes]:
+    async def get_product(request: ReadRequest) -> ASGIApp:
         campus, product_id = _read_campus(request), _read_id(request, "product_id")
         return await respond(request, lambda ask: storefront.product(product_id, campus, ask))
 
     @get(["/products/{product_id:str}/styles", f"{_LIVE}/products/{{product_id:str}}/styles"])
-    async def get_styles(request: ReadRequest) -> Response[bytes]:
+    async def get_styles(request: ReadRequest) -> ASGIApp:
         live, product_id = _read_campus(request) is not None, _read_id(request, "product_id")
         return await respond(request, lambda ask: storefront.styles(product_id, live=live, ask=ask))
 
     @get(["/products/{product_id:str}/related", f"{_LIVE}/products/{{product_id:str}}/related"])
-    async def get_related(request: ReadRequest) -> Response[bytes]:
+    async def get_related(request: ReadRequest) -> ASGIApp:
         _read_campus(request)
         product_id = _read_id(request, "product_id")
         return await respond(request, lambda ask: storefront.related(product_id, ask))
 
     @get("/styles/{style_id:str}")
-    async def get_style(request: ReadRequest) -> Response[bytes]:
+    async def get_style(request: ReadRequest) -> ASGIApp:
         style_id = _read_id(request, "style_id")
         return await respond(request, lambda ask: storefront.style(style_id, ask))
 
@@ -75,25 +76,25 @@ def _build_inventory(reads: Reads) -> list[HTTPRouteHandler]:
     storefront, respond = reads.storefront, reads.responder.respond
 
     @get("/inventory/{sku_id:str}")
-    async def get_inventory(request: ReadRequest) -> Response[bytes]:
+    async def get_inventory(request: ReadRequest) -> ASGIApp:
         await reads.verifier.verify(request.headers.get("authorization"))
         sku_id = _read_id(request, "sku_id")
-        return await respond(request, lambda ask: storefront.inventory(sku_id, ask))
+        return await respond(request, lambda ask: storefront.inventory(sku_id, ask), is_keyed=True)
 
     @get("/inventory/{sku_id:str}/movements")
-    async def get_movements(request: ReadRequest) -> Response[bytes]:
+    async def get_movements(request: ReadRequest) -> ASGIApp:
         await reads.verifier.verify(request.headers.get("authorization"))
         sku_id = _read_id(request, "sku_id")
         query = read_query(request.scope["query_string"], _MOVEMENT_PARAMETERS)
         after = parse_number(query.get("after", "0"), "after", low=0)
         count = parse_number(query.get("count", "100"), "count", low=1, high=_LARGEST_COUNT)
-        return await respond(request, lambda ask: storefront.movements(sku_id, after, count, ask))
+        return await respond(request, lambda ask: storefront.movements(sku_id, after, count, ask), is_keyed=True)
 
     @get("/reservations/{reservation_id:str}")
-    async def get_reservation(request: ReadRequest) -> Response[bytes]:
+    async def get_reservation(request: ReadRequest) -> ASGIApp:
         await reads.verifier.verify(request.headers.get("authorization"))
         reservation_id = _read_id(request, "reservation_id")
-        return await respond(request, lambda ask: storefront.reservation(reservation_id, ask))
+        return await respond(request, lambda ask: storefront.reservation(reservation_id, ask), is_keyed=True)
 
     return [get_inventory, get_movements, get_reservation]
 

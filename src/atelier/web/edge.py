@@ -3,6 +3,7 @@
 Plain ASGI and one pass over a request, because it is on the path of every one.
 """
 
+import asyncio
 import random
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -12,7 +13,7 @@ import structlog
 
 from atelier.deadline import Clock
 from atelier.problems import MEDIA_TYPE, ProblemError
-from atelier.telemetry import DURATIONS, IN_PROGRESS, REQUESTS, Exchange
+from atelier.telemetry import DURATIONS, REQUESTS, Exchange, requests
 from atelier.web.cors import Cors, Headers
 from atelier.web.paths import Surface, is_exact
 
@@ -87,11 +88,11 @@ class Edge:
         if self._is_ending():
             answer.farewell = _CLOSE
         started_s = self._clock()
-        IN_PROGRESS.inc()
+        requests.in_progress += 1
         try:
             await self._answer(scope, receive, answer, headers)
         finally:
-            IN_PROGRESS.dec()
+            requests.in_progress -= 1
             self._tell(scope, answer, exchange, duration_s=self._clock() - started_s)
 
     async def _answer(self, scope: Scope, receive: Receive, answer: "_Answer", headers: dict[bytes, bytes]) -> None:
@@ -151,8 +152,8 @@ class _Answer:
     async def send(self, message: Message) -> None:
         """Passes a message on, with the headers that every answer has, and without the body of a HEAD."""
         if message["type"] != "http.response.start":
-            if self.method != "HEAD":
-                await self._send(message)
+            # Without a body to send, an endless answer would never let go of the loop, nor hear that it is over.
+            await (asyncio.sleep(0) if self.method == "HEAD" else self._send(message))
             return
         self.status = message["status"]
         message["headers"] = [*message["headers"], *self._own_headers()]

@@ -14,7 +14,7 @@ _NODES = {
     "atelier_node_lag_seconds": "Upper bound of how far a node is behind the primary; absent while unknown.",
     "atelier_node_role": "1 for the role that a node has.",
     "atelier_node_reads_in_flight": "Reads that this process runs on a node now.",
-    "atelier_node_connections": "Reading connections of this process to a node, `open` in all and `busy` with a statement.",
+    "atelier_node_connections": "Connections for reads to a node: `open` in all, `busy` with a statement.",
     "atelier_node_observed_seconds_ago": "How old the newest observation of a node is; absent without one.",
 }
 

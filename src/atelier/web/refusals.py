@@ -27,6 +27,8 @@ _DETAILS = {
     405: "This address does not take the method.",
     413: "The body is larger than this service takes.",
 }
+# Whoever refuses with one of these means: come back.
+_LATER = (429, 503)
 _FAILED = b'{"type":"about:blank","title":"Internal Server Error","status":500}'
 
 log = structlog.get_logger("atelier.refusals")
@@ -80,9 +82,10 @@ def _write(request: AnyRequest, problem: ProblemError, headers: dict[str, str]) 
     exchange: Exchange | None = request.scope.get("atelier")  # type: ignore[assignment]  # of no TypedDict
     if exchange is not None:
         exchange.notes["problem"] = problem.name
+    later = {"Retry-After": "1"} if problem.type.status in _LATER else {}
     return Response(
         problem.body(request.scope["path"]),
         status_code=problem.type.status,
-        headers={"Cache-Control": "no-store", **headers},
+        headers={"Cache-Control": "no-store", **later, **headers},
         media_type=MEDIA_TYPE,
     )
