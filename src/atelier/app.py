@@ -10,7 +10,7 @@ from typing import cast
 from litestar import Litestar
 from litestar.types import ControllerRouterHandler
 
-from atelier.access.rate import RateLimiter
+from atelier.access.rate import RateLimit, RateLimiter
 from atelier.access.verify import KeyVerifier
 from atelier.documentation.openapi import operations_of, write_document
 from atelier.documentation.routes import build_documentation
@@ -57,9 +57,7 @@ def create_app(settings: Settings) -> Edge:
     guards = [ask_for_key(readers_verifier)] if settings.web.operations == "keyed" else []
     nodes = observe_nodes(lambda: monitor.snapshot, executor.in_flight, pools.connections, clock=clock)
     routers: list[ControllerRouterHandler] = [
-        build_operations(
-            monitor, executor, settings, clock=clock, guards=guards, is_ending=lambda: draining.has_begun
-        ),
+        build_operations(monitor, executor, settings, clock=clock, guards=guards, is_ending=lambda: draining.has_begun),
         build_metrics([nodes], guards=guards),
         *build_documentation(write_document()),
     ]
@@ -69,13 +67,15 @@ def create_app(settings: Settings) -> Edge:
         routers.append(build_feed_handler(Feed(tail, monitor, keys, clock=clock, limits=FeedLimits())))
 
     service = (
-        WriteService(monitor, settings, WritePolicy(quorum=settings.quorum), clock=clock)
+        WriteService(monitor, settings, write_policy_of(settings), clock=clock)
         if settings.role != "reads"
         else None
     )
     if service is not None:
         verifier = KeyVerifier(service.look_up_key, clock=clock, now=utc_now)
-        routers.extend(build_handlers(Writes(service, verifier, RateLimiter(None, clock=clock), keys)))
+        routers.extend(
+            build_handlers(Writes(service, verifier, RateLimiter(rate_limit_of(settings), clock=clock), keys))
+        )
 
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
@@ -94,6 +94,7 @@ def create_app(settings: Settings) -> Edge:
         lifespan=[lifespan],
         exception_handlers=Refusals(keys, lambda: present_token(monitor.snapshot)).handlers(),
         openapi_config=None,
+        logging_config=None,
     )
     return Edge(
         cast("App", app),
@@ -103,6 +104,19 @@ def create_app(settings: Settings) -> Edge:
         logs_requests=settings.web.logs_requests,
         is_ending=lambda: draining.has_begun,
     )
+
+
+def write_policy_of(settings: Settings) -> WritePolicy:
+    """The writing side's own bounds, with what the settings say of them."""
+    return WritePolicy(keys_kept_s=settings.commands.keys_kept_s, quorum=settings.quorum)
+
+
+def rate_limit_of(settings: Settings) -> RateLimit | None:
+    """The bound on one API key; None where none is set."""
+    limits = settings.commands
+    if not limits.rate_per_s:
+        return None
+    return RateLimit(limits.rate_per_s, limits.rate_burst, settings.workers)
 
 
 def present_token(snapshot: ClusterSnapshot) -> CausalToken | None:

@@ -120,6 +120,18 @@ class Ejection:
 
 
 @dataclass(frozen=True, slots=True)
+class CommandPolicy:
+    """How long keys of commands are kept, and how fast they may come."""
+
+    keys_kept_s: int = 86_400
+    """How long a command key is remembered: a day covers every retry that a person still means."""
+    rate_per_s: int = 0
+    """Commands a second of one API key, over all workers. 0: no limit; who shares a service sets one."""
+    rate_burst: int = 100
+    """Commands of one API key at once, after a pause."""
+
+
+@dataclass(frozen=True, slots=True)
 class WebPolicy:
     """What is true of every answer over HTTP."""
 
@@ -167,6 +179,8 @@ class Settings:
     """Defaults of routing."""
     ejection: Ejection = Ejection()
     """When a node is left alone."""
+    commands: CommandPolicy = CommandPolicy()
+    """Keys and rates of commands."""
     web: WebPolicy = WebPolicy()
     """Defaults of HTTP."""
     patroni: tuple[Endpoint, ...] = ()
@@ -235,6 +249,11 @@ class Settings:
                 longest_ms=source.number("ATELIER_LONGEST_EJECTION_MS", 30_000, 10, 600_000),
                 stalled_ms=source.number("ATELIER_STALLED_MS", 150, 10, 60_000),
                 slow_ms=source.number("ATELIER_SLOW_MS", 100, 1, 60_000),
+            ),
+            commands=CommandPolicy(
+                keys_kept_s=source.number("ATELIER_COMMAND_KEYS_KEPT_S", 86_400, 60, 31_536_000),
+                rate_per_s=source.number("ATELIER_RATE_PER_S", 0, 0, 1_000_000),
+                rate_burst=source.number("ATELIER_RATE_BURST", 100, 1, 1_000_000),
             ),
             web=WebPolicy(
                 read_origins=source.read("ATELIER_CORS_ORIGINS", parse_origins, "*"),

@@ -7,7 +7,7 @@ import asyncpg
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from atelier.deadline import Deadline
+from atelier.deadline import Clock, Deadline
 from atelier.errors import DeadlineExceededError, OverloadedError, PrimaryUnavailableError
 from atelier.settings import NodeAddress, Settings
 from atelier.topology.monitor import TopologyMonitor
@@ -19,6 +19,8 @@ log = structlog.get_logger(__name__)
 # Before a lost primary is asked again: long enough not to hammer it, short against a failover.
 _BACKOFF_S = 0.05
 _GRACE_S = 5.0
+# How long a command waits for standbys to come (back) before it is refused.
+_STANDBYS_S = 1.0
 
 # What a connection must prove before it may carry commands. `synchronous_commit = off` would acknowledge commands
 # that a crash takes back.
@@ -38,9 +40,12 @@ class _Engine:
 class PrimaryGateway:
     """Owns all writing connections of the process."""
 
-    def __init__(self, monitor: TopologyMonitor, settings: Settings, *, connections: int, quorum: int = 0) -> None:
+    def __init__(
+        self, monitor: TopologyMonitor, settings: Settings, *, connections: int, clock: Clock, quorum: int = 0
+    ) -> None:
         """Takes who knows the primary, the credentials, the bound on connections, and the standbys a commit needs."""
         self._monitor = monitor
+        self._clock = clock
         self._settings = settings
         self._connections = connections
         self.quorum = quorum
@@ -59,7 +64,8 @@ class PrimaryGateway:
             The connection, and the generation that it belongs to.
 
         Raises:
-            PrimaryUnavailableError: no primary was found, or it could not be reached, before the deadline.
+            PrimaryUnavailableError: no primary was found, or it could not be reached, before the deadline; or fewer
+                standbys stream from it than a commit needs, so that it could not be answered anyway.
             OverloadedError: no connection became free.
         """
         current = self._engine_of(await self._find_primary(deadline))
@@ -110,10 +116,21 @@ class PrimaryGateway:
         task.add_done_callback(self._ending.discard)
 
     async def _find_primary(self, deadline: Deadline) -> ClusterSnapshot:
+        """Waits for a primary, and a little for the standbys that a commit needs to be answered."""
         try:
-            return await self._monitor.wait_until(lambda snapshot: snapshot.primary is not None, deadline)
+            await self._monitor.wait_until(lambda snapshot: snapshot.primary is not None, deadline)
+            return await self._monitor.wait_until(self._can_commit, deadline.sooner(_STANDBYS_S))
         except DeadlineExceededError as error:
-            raise PrimaryUnavailableError from error
+            if self._monitor.snapshot.primary is None:
+                raise PrimaryUnavailableError from error
+            raise PrimaryUnavailableError(f"fewer than {self.quorum} standbys stream from the primary") from error
+
+    def _can_commit(self, snapshot: ClusterSnapshot) -> bool:
+        if snapshot.primary is None or not self.quorum:
+            return snapshot.primary is not None
+        now_s = self._clock()
+        streaming = [node for node in snapshot.replicas if node.is_fresh(now_s) and node.observation]
+        return sum(node.observation.streaming for node in streaming if node.observation) >= self.quorum
 
     def _engine_of(self, snapshot: ClusterSnapshot) -> _Engine:
         primary = snapshot.primary

@@ -49,7 +49,7 @@ class WriteService:
         self._settings = settings
         self._clock = clock
         connections = policy.lanes + policy.catalogue_lanes + _OTHER_CONNECTIONS
-        self.gateway = PrimaryGateway(monitor, settings, connections=connections, quorum=policy.quorum)
+        self.gateway = PrimaryGateway(monitor, settings, connections=connections, clock=clock, quorum=policy.quorum)
         self.dispatcher = Dispatcher(self.gateway, HANDLERS, random=random)
         self._stock: Combiner[Envelope, Receipt] = Combiner(
             self.dispatcher.carry_out,

@@ -1,0 +1,147 @@
+"""Commands over a cluster that the tests may break: a quorum that does not answer, a primary that is gone."""
+
+import asyncio
+from collections.abc import Iterator
+
+import asyncpg
+import pytest
+
+from atelier.embedded.cluster import EmbeddedCluster
+from atelier.errors import OutcomeUnknownError, OverloadedError, PrimaryUnavailableError
+from atelier.problems import ProblemError
+from atelier.writes.policy import WritePolicy
+from atelier.writes.service import WriteService
+from tests.commands.conftest import new_key
+from tests.commands.writing import ACTOR, adjustment, make_order, open_writes, settings_of
+from tests.support import role_dsn, running_cluster
+
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+
+QUORUM = WritePolicy(quorum=1)
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[EmbeddedCluster]:
+    """A cluster of this module's own, whose primary waits for one of its two standbys."""
+    with running_cluster() as cluster:
+        asyncio.run(configure(cluster, "ANY 1 (pg2, pg3)"))
+        yield cluster
+
+
+async def configure(cluster: EmbeddedCluster, standbys: str) -> None:
+    """Sets which standbys a commit waits for, on every node alike."""
+    for node in cluster.nodes:
+        admin = await asyncpg.connect(cluster.superuser_dsn(node))
+        await admin.execute(f"alter system set synchronous_standby_names = '{standbys}'")
+        await admin.execute("select pg_reload_conf()")
+        await admin.close()
+
+
+async def make_sku(cluster: EmbeddedCluster) -> int:
+    """A SKU with nothing on hand."""
+    connection = await asyncpg.connect(role_dsn(cluster, "writer"))
+    sku_id = await connection.fetchval(
+        """
+        with p as (insert into product (name, slogan, description, category, default_price)
+                   values ('Hat', '', '', '', 1) returning id),
+             s as (insert into style (product_id, name, original_price, is_default)
+                   select id, 'Red', 1, true from p returning id)
+        insert into sku (style_id, size) select id, 'M' from s returning id
+        """
+    )
+    await connection.execute("insert into stock (sku_id, on_hand) values ($1, 0)", sku_id)
+    await connection.close()
+    return sku_id
+
+
+async def settle(service: WriteService, sku_id: int, key: str) -> bool:
+    """Sends a command again until its outcome is told; gives whether that was a replay."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return (await service.submit(make_order(adjustment((sku_id, 1)), key=key, within_s=2))).is_replay
+            except (OutcomeUnknownError, OverloadedError, PrimaryUnavailableError, ProblemError):
+                await asyncio.sleep(0.05)
+
+
+async def test_commit_without_its_quorum_is_unknown_and_found_later(own: EmbeddedCluster) -> None:
+    """Both standbys frozen: no success is told, neither by the command nor by the resolver, until one is back."""
+    sku_id, key = await make_sku(own), new_key()
+    async with open_writes(settings_of(own), QUORUM) as service:
+        await service.submit(make_order(adjustment((sku_id, 1))))
+        freeze(own)
+        try:
+            with pytest.raises((OutcomeUnknownError, PrimaryUnavailableError)):
+                await service.submit(make_order(adjustment((sku_id, 1)), key=key, within_s=1.0))
+            with pytest.raises((ProblemError, PrimaryUnavailableError, OutcomeUnknownError)):
+                await service.resolve(ACTOR.name, key)
+        finally:
+            thaw(own)
+        await settle(service, sku_id, key)
+        last = await service.submit(make_order(adjustment((sku_id, 1))))
+        assert b'"on_hand":3' in last.outcome.body
+
+
+async def test_replayed_answer_waits_for_the_quorum_too(own: EmbeddedCluster) -> None:
+    """A key row that is found proves a local commit only. The control without a quorum answers at once."""
+    sku_id, key = await make_sku(own), new_key()
+    async with open_writes(settings_of(own), QUORUM) as service, open_writes(settings_of(own)) as control:
+        await service.submit(make_order(adjustment((sku_id, 1)), key=key))
+        other = new_key()
+        await control.submit(make_order(adjustment((sku_id, 1)), key=other))
+        freeze(own)
+        try:
+            with pytest.raises((OutcomeUnknownError, PrimaryUnavailableError)):
+                await service.submit(make_order(adjustment((sku_id, 1)), key=key, within_s=1.0))
+            found = await control.submit(make_order(adjustment((sku_id, 1)), key=other, within_s=1.0))
+            assert found.is_replay
+        finally:
+            thaw(own)
+        assert await settle(service, sku_id, key)
+
+
+async def test_primary_that_waits_for_nobody_carries_no_quorum_commands(own: EmbeddedCluster) -> None:
+    """Checked on the connection, because a promoted node may have been set up otherwise."""
+    sku_id = await make_sku(own)
+    await configure(own, "")
+    try:
+        async with open_writes(settings_of(own), QUORUM) as service:
+            with pytest.raises(PrimaryUnavailableError):
+                await service.submit(make_order(adjustment((sku_id, 1)), within_s=1.0))
+    finally:
+        await configure(own, "ANY 1 (pg2, pg3)")
+
+
+async def test_commands_go_on_after_a_failover_without_a_restart(own: EmbeddedCluster) -> None:
+    """The primary is killed under load and a standby promoted: every key has one effect, found or applied anew."""
+    await configure(own, "ANY 1 (*)")
+    sku_id = await make_sku(own)
+    keys = [new_key() for _ in range(60)]
+    async with open_writes(settings_of(own), QUORUM) as service:
+        await service.submit(make_order(adjustment((sku_id, 1))))
+        sending = [asyncio.create_task(settle(service, sku_id, key)) for key in keys[:30]]
+        await asyncio.sleep(0)
+        await asyncio.to_thread(own.kill, "pg1")
+        await asyncio.to_thread(own.promote, "pg2")
+        await asyncio.gather(*sending)
+        await asyncio.gather(*(settle(service, sku_id, key) for key in keys[30:]))
+    connection = await asyncpg.connect(role_dsn(own, "writer"))
+    rows = await connection.fetch(
+        "select command_key, count(*) as times from stock_movement where sku_id = $1 group by command_key", sku_id
+    )
+    assert {row["times"] for row in rows} == {1}
+    assert {row["command_key"] for row in rows} >= set(keys)
+    assert await connection.fetchval("select on_hand from stock where sku_id = $1", sku_id) == 61
+    await connection.close()
+
+
+def freeze(cluster: EmbeddedCluster) -> None:
+    """Stops both standbys where they are."""
+    for name in ("pg2", "pg3"):
+        cluster.freeze(name)
+
+
+def thaw(cluster: EmbeddedCluster) -> None:
+    """Lets them go on."""
+    for name in ("pg2", "pg3"):
+        cluster.thaw(name)
