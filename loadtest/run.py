@@ -149,7 +149,7 @@ class Lab:
             self.direct_url, self.api_key = self.embedded.url, self.embedded.api_key
             if self.scenario.quorum:
                 self.embedded.ask_for_quorum(self._look_at_nodes())
-        self._look_at_nodes()
+        self._meet_nodes()
         targets = [self.direct_url]
         if self.scenario.servers and self.embedded:
             targets = [self.embedded.serve().url for _ in range(self.scenario.servers)]
@@ -275,8 +275,20 @@ class Lab:
             done.set()
             thread.join(timeout=10)
 
+    def _meet_nodes(self) -> None:
+        """Waits until every node has its role, and remembers which: a fault of the last run may just be over."""
+        deadline_s = time.monotonic() + _CALM_S
+        while not self._know_all(self._look_at_nodes()):
+            if time.monotonic() > deadline_s:
+                raise SetUpError("the service knows no primary, or not every node's role")
+            time.sleep(0.2)
+
+    def _know_all(self, nodes: Sequence[str]) -> bool:
+        # Where the operational routes are closed, nothing is known, and faults that need a node say so.
+        return not nodes or (self.primary != "" and len(self.replicas) == len(nodes) - 1)
+
     def _look_at_nodes(self) -> list[str]:
-        """Asks who is there; who is primary is remembered as it was when the run began."""
+        """Asks who is there; who is primary is remembered as it was before the load."""
         transport = PlainTransport(self.direct_url, timeout_s=3)
         try:
             document = transport.send(Request("GET", "/cluster", "/cluster", {})).json()
@@ -286,7 +298,7 @@ class Lab:
         for node in nodes:
             if node["lag_ms"] is not None:
                 self.meter.see_lag(self.clock(), node["name"], float(node["lag_ms"]))
-        if not self.running and not self.primary:
+        if not self.running:
             self.primary = next((node["name"] for node in nodes if node["role"] == "primary"), "")
             self.replicas = [node["name"] for node in nodes if node["role"] == "replica"]
         return [node["name"] for node in nodes]

@@ -22,6 +22,7 @@ from loadtest.final import is_answering
 _UP_S = 240
 _STEP_S = 90
 _READY_S = 40
+_RESUME_TRIES = 5
 
 
 class EmbeddedFailedError(Exception):
@@ -153,7 +154,23 @@ class Embedded:
             [*command, "-c", statement], env=environ, capture_output=True, text=True, timeout=_STEP_S, check=False
         )
         if done.returncode:
-            raise EmbeddedFailedError(f"psql on {node}: {(done.stderr.strip() or 'no word').splitlines()[-1]}")
+            raise EmbeddedFailedError(f"psql on {node}: {(done.stderr.strip() or 'no word').splitlines()[0]}")
+
+    def pause_replay(self, node: str) -> None:
+        """Lets a replica receive, but not show. By psql: a command of ours would take a part of the pause to start."""
+        self.sql(node, "select pg_wal_replay_pause()")
+
+    def resume_replay(self, node: str) -> None:
+        """Lets it show what it has received."""
+        for attempt in range(_RESUME_TRIES):
+            try:
+                self.sql(node, "select pg_wal_replay_resume()")
+            except EmbeddedFailedError:
+                # Replay that goes on at once may cancel the very statement that asked for it; asking again does no harm.
+                if attempt == _RESUME_TRIES - 1:
+                    raise
+            else:
+                return
 
     def ask_for_quorum(self, nodes: Iterable[str]) -> None:
         """Makes every node, should it be the primary, wait for one standby with each commit."""

@@ -136,7 +136,13 @@ def _act(scene: Scene, action: str, node: str) -> Callable[[], None]:
 
 
 def _paused(scene: Scene, node: str, begins: float, ends: float) -> Fault:
-    return Fault(f"{node} paused", begins, ends, _act(scene, "pause-replay", node), _act(scene, "resume-replay", node))
+    return Fault(
+        f"{node} paused",
+        begins,
+        ends,
+        lambda: _cluster(scene).pause_replay(node),
+        lambda: _cluster(scene).resume_replay(node),
+    )
 
 
 def _weather(scene: Scene, name: str, begins: float, ends: float, weather: Weather) -> Fault:

@@ -1,0 +1,132 @@
+"""Short runs of the scenarios against a real cluster: valid as they are, invalid once something is broken on purpose."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from loadtest.faults.embedded import Embedded
+from loadtest.sabotage.registry import SABOTAGES
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+
+QUICK = ("mixed", "flash-sale")
+TROUBLED = ("replica-lag", "client-cuts")
+LONG = (
+    "heavy-writes",
+    "crossing-baskets",
+    "replica-kill",
+    "replica-freeze",
+    "slow-network",
+    "server-kill",
+    "rolling-restart",
+    "ddl-under-load",
+    "primary-kill",
+)
+BY_PROXY = tuple(name for name, sabotage in SABOTAGES.items() if sabotage.by_proxy)
+IN_HISTORY = ("lose-acknowledged",)
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    """A cluster of the lab's own, which its scenarios break and mend."""
+    running = Embedded.start()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def run(embedded, tmp_path):
+    """Runs one scenario; gives its exit status, its words and its summary."""
+
+    def run_scenario(name, *options, duration_s=4):
+        words = [f"--data-dir={embedded.data_dir}", f"--duration={duration_s}", "--rate=0.6", f"--out={tmp_path}", *options]
+        command = [sys.executable, "-m", "loadtest", "run", name, *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=350, check=False)
+        assert "Traceback" not in done.stderr, done.stderr
+        assert (tmp_path / "report.html").exists(), done.stdout + done.stderr
+        return done.returncode, done.stdout, json.loads((tmp_path / "summary.json").read_text())
+
+    return run_scenario
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_scenario_is_valid(name, run):
+    """Nothing stale, nothing oversold, nothing lost, nothing applied twice, and no error."""
+    status, told, summary = run(name)
+    assert status == 0, told
+    assert summary["figures"]["commands"] > 10
+    assert summary["figures"]["errors"] == {}, told
+
+
+@pytest.mark.parametrize("name", TROUBLED)
+def test_scenario_is_valid_while_something_breaks(name, run):
+    """What breaks is in the report with its time, and every guarantee holds."""
+    status, told, summary = run(name, duration_s=8)
+    assert status == 0, told
+    assert [span["error"] for span in summary["faults"] if span["error"]] == []
+    assert all(span["ended_s"] > span["began_s"] for span in summary["faults"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
+def test_long_scenario_is_valid(name, run):
+    """The rest of the standard set, shortened."""
+    status, told, summary = run(name, duration_s=12)
+    assert status == 0, told
+    assert [span["error"] for span in summary["faults"] if span["error"]] == []
+
+
+@pytest.mark.slow
+def test_ramp_tells_the_knee(run):
+    """The rate rises until the limits break, and the last rate that kept them is told."""
+    status, told, summary = run("browse-ramp", "--p95-limit=10", duration_s=24)
+    assert status in (0, 2), told
+    assert summary["knee"]["reached"]
+    assert "knee at" in told
+    rates = [phase["rate_per_s"] for phase in summary["phases"]]
+    assert rates == sorted(rates)
+
+
+@pytest.mark.slow
+def test_strategies_are_compared_side_by_side(run):
+    """Each of the router's strategies has its figures from the same browsing."""
+    status, told, summary = run("balance-compare", duration_s=16)
+    assert status == 0, told
+    labels = [phase["label"] for phase in summary["phases"]]
+    assert labels == ["least-outstanding", "round-robin", "random-two-choices", "latency-ewma"]
+    assert all(phase["p95_ms"] for phase in summary["phases"])
+
+
+@pytest.mark.parametrize("name", ["strip-tokens", "send-twice", "lose-acknowledged"])
+def test_sabotage_is_caught_by_the_right_checker(name, run):
+    """A service that breaks this promise does not pass."""
+    check_caught(name, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in BY_PROXY if name not in ("strip-tokens", "send-twice")])
+def test_every_other_sabotage_between_clients_and_service_is_caught(name, run):
+    """The same for all that the proxy can do."""
+    check_caught(name, run)
+
+
+def check_caught(name, run):
+    """Runs the scenario that shows a sabotage best, and looks who says what."""
+    sabotage = SABOTAGES[name]
+    status, told, summary = run(sabotage.shown_by, f"--sabotage={name}", "--rate=1", duration_s=8)
+    assert status == 1, told
+    invalid = {verdict["guarantee"] for verdict in summary["verdicts"] if verdict["state"] == "invalid"}
+    assert invalid & set(sabotage.caught_by), told
+    assert f"sabotage {name}: caught by" in told
+
+
+def test_wrong_command_lines_end_in_one_clear_line():
+    """No traceback, and a status that is no verdict of validity."""
+    for words in (["run", "no-such-scenario"], ["run", "mixed", "--url", "http://127.0.0.1:9"], ["run", "replica-kill", "--url", "x", "--api-key", "k"],
+                  ["run", "mixed", "--data-dir", "/nonexistent"], ["run", "mixed", "--url", "http://127.0.0.1:9", "--api-key", "k"]):  # fmt: skip
+        done = subprocess.run([sys.executable, "-m", "loadtest", *words], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 2, words
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.stderr.splitlines()[-1].startswith("loadtest: "), done.stderr
