@@ -4,6 +4,8 @@ import asyncio
 import os
 import random
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 import httpx
@@ -11,7 +13,7 @@ import pytest
 
 from atelier.embedded.cluster import EmbeddedCluster
 from tests.commands.conftest import Shop, new_key
-from tests.support import make_key, running_service
+from tests.support import Service, make_key, running_service
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
 
@@ -35,6 +37,17 @@ async def send_until_answered(urls: list[str], key: str, sku_id: int, api_key: s
             await asyncio.sleep(0.02)
 
 
+@asynccontextmanager
+async def serving(cluster: EmbeddedCluster) -> AsyncIterator[Service]:
+    """A service of the test's own; its start and end do not hold up the clients."""
+    opened = running_service(cluster)
+    running = await asyncio.to_thread(opened.__enter__)
+    try:
+        yield running
+    finally:
+        await asyncio.to_thread(opened.__exit__, None, None, None)
+
+
 async def test_killed_server_applies_no_key_twice_and_loses_nothing(
     shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
 ) -> None:
@@ -53,12 +66,12 @@ async def test_killed_server_applies_no_key_twice_and_loses_nothing(
     dice = random.Random(11)
     workers: list[asyncio.Task[int]] = []
     for _ in range(ROUNDS):
-        with running_service(cluster) as running:
+        async with serving(cluster) as running:
             urls.append(running.url)
             workers = workers or [asyncio.create_task(work()) for _ in range(16)]
             await asyncio.sleep(dice.uniform(0.1, 0.3))
             os.killpg(running.process.pid, signal.SIGKILL)
-    with running_service(cluster) as running:
+    async with serving(cluster) as running:
         urls.append(running.url)
         acknowledged = sum(await asyncio.gather(*workers))
     rows = await database.fetch(
