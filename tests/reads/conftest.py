@@ -13,11 +13,15 @@ from tests.support import role_dsn, running_cluster
 LARGE = 100_000
 
 # As the superuser with triggers off, because a hundred thousand announcements are not what the tests are about.
-_FILL = """
+_PRODUCTS = """
 set session_replication_role = replica;
 set search_path = atelier;
 insert into product (id, name, slogan, description, category, default_price)
 select id, 'Product ' || id, 'slogan', repeat('words ', 20), 'Hats', id % 500 from generate_series(1, {n}) as id;
+select setval('product_id_seq', {n});
+select rebuild_page_counts();
+"""
+_PARTS = """
 insert into feature (product_id, feature, value) select id, 'Fabric', 'Wool' from generate_series(1, {n}) as id;
 insert into style (id, product_id, name, original_price, is_default)
 select id, 1 + (id - 1) / 2, 'Red', 140, id % 2 = 0 from generate_series(1, 2 * {n}) as id;
@@ -35,8 +39,6 @@ insert into stock_movement (catalogue_id, sku_id, delta, kind)
 select 1, id, 9, 'initial' from generate_series(1, {n}) as id;
 insert into outbox (topic, kind, product_id, version)
 select 'product', 'updated', id, 1 from generate_series(1, {n}) as id;
-select setval('product_id_seq', {n});
-select rebuild_page_counts();
 """
 
 
@@ -48,12 +50,12 @@ def large_cluster() -> Iterator[EmbeddedCluster]:
         yield cluster
 
 
-def fill_cluster(cluster: EmbeddedCluster, products: int) -> None:
-    """Fills an empty catalogue with products 1 to `products` and everything that belongs to them."""
+def fill_cluster(cluster: EmbeddedCluster, products: int, *, with_parts: bool = True) -> None:
+    """Fills an empty catalogue with products 1 to `products`, and with everything that belongs to them if asked to."""
 
     async def fill() -> None:
         async with connected(cluster.superuser_dsn(cluster.primary.name)) as connection:
-            await connection.execute(_FILL.format(n=products))
+            await connection.execute((_PRODUCTS + (_PARTS if with_parts else "")).format(n=products))
             await connection.execute("vacuum analyze")
 
     asyncio.run(fill())

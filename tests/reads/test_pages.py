@@ -206,15 +206,19 @@ async def test_the_last_page_costs_what_the_first_costs(large_cluster: EmbeddedC
 
 @pytest.mark.slow
 @pytest.mark.timing
-async def test_the_last_page_of_a_million_costs_what_the_first_costs() -> None:
-    """The target, at its size; a plain OFFSET is a hundred times slower there."""
+def test_the_last_page_of_a_million_costs_what_the_first_costs() -> None:
+    """The target, at its size; a plain OFFSET takes far longer there."""
     million = 1_000_000
-    with running_cluster(replicas=0) as cluster:
-        await asyncio.to_thread(fill_cluster, cluster, million)
+
+    async def measure() -> tuple[float, float, float]:
         async with connected(role_dsn(cluster, "reader")) as connection:
             first, last = await median_ms(connection, [0, million - 5], rounds=300)
             started_s = time.perf_counter()
             await connection.fetch(_PLAIN, million - 5, 5)
-            plain_ms = (time.perf_counter() - started_s) * 1000
-    assert last <= 1.5 * first, f"{last:.3f} ms against {first:.3f} ms"
-    assert plain_ms > 10 * last, f"{plain_ms:.3f} ms against {last:.3f} ms"
+            return first, last, (time.perf_counter() - started_s) * 1000
+
+    with running_cluster(replicas=0) as cluster:
+        fill_cluster(cluster, million, with_parts=False)
+        first_ms, last_ms, plain_ms = asyncio.run(measure())
+    assert last_ms <= 1.5 * first_ms, f"{last_ms:.3f} ms against {first_ms:.3f} ms"
+    assert plain_ms > 10 * last_ms, f"{plain_ms:.3f} ms against {last_ms:.3f} ms"
