@@ -52,15 +52,27 @@ def make_parser() -> argparse.ArgumentParser:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """What `run` and `all` have in common."""
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--url", action="append", default=[], help="a running service; more than one for balance-compare")
+    where.add_argument(
+        "--url", action="append", default=[], help="a running service; more than one for balance-compare"
+    )
     where.add_argument("--embedded", action="store_true", help="a cluster of its own (the default without --url)")
-    where.add_argument("--data-dir", type=Path, metavar="FOLDER", help="a running embedded cluster (`atelier up --detach`), to be broken and mended")
+    where.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="a running embedded cluster (`atelier up --detach`), to be broken and mended",
+    )
     parser.add_argument("--api-key", default="", help="for --url: with all scopes; else LOADTEST_API_KEY")
     parser.add_argument("--duration", type=seconds, metavar="SECONDS", help="of the load")
     parser.add_argument("--rate", type=factor, default=1.0, metavar="FACTOR", help="multiplies all rates")
     parser.add_argument("--seed", type=int, default=1, help="of every chance in it")
     parser.add_argument("--p95-limit", type=seconds, default=200.0, metavar="MS", help="for browse-ramp")
-    parser.add_argument("--sabotage", choices=sorted(SABOTAGES), metavar="NAME", help="break a promise on purpose: " + ", ".join(SABOTAGES))
+    parser.add_argument(
+        "--sabotage",
+        choices=sorted(SABOTAGES),
+        metavar="NAME",
+        help="break a promise on purpose: " + ", ".join(SABOTAGES),
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for history and report; else lab-reports/NAME")
 
 
@@ -123,7 +135,8 @@ def check_files(arguments: argparse.Namespace) -> int:
         except MalformedHistoryError as error:
             verdicts = doubt_all(f"{path}: {error}", names)
     for verdict in verdicts:
-        print(f"{verdict.state.value:8} {verdict.guarantee:30} {verdict.looked_at:>9} looked at  {verdict.witness}".rstrip())
+        facts = f"{verdict.state.value:8} {verdict.guarantee:30} {verdict.looked_at:>9} looked at"
+        print(f"{facts}  {verdict.witness}".rstrip())
     return exit_status(conclude(verdicts))
 
 

@@ -112,7 +112,9 @@ class Session:
     def read_stock(self, sku_id: int, consistency: Consistency = CAUSAL) -> Answer:
         """Reads the stock of one SKU."""
         key = f"sku:{sku_id}"
-        return self._read(f"/inventory/{sku_id}", "/inventory/[id]", consistency, lambda answer: (stock_line(key, answer),))
+        return self._read(
+            f"/inventory/{sku_id}", "/inventory/[id]", consistency, lambda answer: (stock_line(key, answer),)
+        )
 
     def read_product(self, product_id: int, consistency: Consistency = CAUSAL) -> Answer:
         """Reads one product."""
@@ -131,7 +133,9 @@ class Session:
 
         return self._read(f"/reservations/{reservation}", "/reservations/[id]", consistency, line)
 
-    def _read(self, path: str, name: str, consistency: Consistency, lines: Callable[[Answer], tuple[Line, ...]]) -> Answer:
+    def _read(
+        self, path: str, name: str, consistency: Consistency, lines: Callable[[Answer], tuple[Line, ...]]
+    ) -> Answer:
         headers = {"Authorization": f"Bearer {self._api_key}", "Atelier-Consistency": consistency.header()}
         tokened = consistency.mode != "eventual" and self.token is not None
         sent = self.token if tokened else None

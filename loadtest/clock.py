@@ -1,4 +1,4 @@
-"""The one clock of a run: monotonic seconds, the same for every process of one machine, counted from the run's start."""
+"""The one clock of a run: monotonic seconds from its start, the same for every process of one machine."""
 
 import time
 from collections.abc import Callable

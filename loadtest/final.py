@@ -1,9 +1,10 @@
-"""Reads the state when all is over: reservations, stock, ledgers, products. The checkers compare it with what was said."""
+"""Reads the state when all is over, reservations, stock, ledgers, products, for comparison with what was said."""
 
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from loadtest.client import STRONG, stock_line, version_of
 from loadtest.clock import Clock
@@ -45,12 +46,12 @@ class Surveyor:
         """
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for work, ids in ((self._reservation, reservations), (self._sku, skus), (self._product, products)):
-                for _ in pool.map(work, ids):  # type: ignore[call-overload]
+                for _ in pool.map(work, ids):
                     pass
 
     def _reservation(self, reservation: str) -> None:
         answer = self._get(f"/reservations/{reservation}")
-        told = answer.json() if answer.is_ok else {"state": "gone", "lines": []}
+        told: dict[str, Any] = answer.json() if answer.is_ok else {"state": "gone", "lines": []}
         lines = tuple(Line(f"sku:{line['sku_id']}", held=line["quantity"]) for line in told["lines"])
         self._add("reservation", lines, reservation=reservation, state=told["state"])
 
@@ -65,14 +66,18 @@ class Surveyor:
                 for told in movements:
                     line = Line(after.key, delta=told["delta"])
                     self._add(
-                        "movement", (line,), command=told["command_key"], state=told["kind"], position=str(told["movement_id"])
+                        "movement",
+                        (line,),
+                        command=told["command_key"],
+                        state=told["kind"],
+                        position=str(told["movement_id"]),
                     )
                 return
             time.sleep(_WAIT_S)
         raise FinalStateError(f"SKU {sku_id} does not come to rest")
 
-    def _movements(self, sku_id: int) -> list[dict[str, object]]:
-        found: list[dict[str, object]] = []
+    def _movements(self, sku_id: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
         while True:
             after = f"&after={found[-1]['movement_id']}" if found else ""
             answer = self._get(f"/inventory/{sku_id}/movements?count={_PAGE}{after}")
@@ -98,10 +103,10 @@ class Surveyor:
             transport.close()
         raise FinalStateError(f"GET {path}: {answer.status or answer.error}")
 
-    def _add(self, kind: str, lines: tuple[Line, ...], **more: str | None) -> None:
+    def _add(self, kind: str, lines: tuple[Line, ...], **more: Any) -> None:
         now_s = self.clock()
         op = Op(0, "-", kind, now_s, now_s, lines=lines)
-        self.recorder.add(op._replace(**more), timed=False)  # type: ignore[arg-type]
+        self.recorder.add(op._replace(**more), timed=False)
 
 
 def is_answering(url: str) -> bool:
@@ -111,4 +116,3 @@ def is_answering(url: str) -> bool:
         return transport.send(Request("GET", "/health/ready", "/health/ready", {})).is_ok
     finally:
         transport.close()
-

@@ -40,7 +40,7 @@ class Histogram:
         for bucket in sorted(self.buckets):
             left -= self.buckets[bucket]
             if left <= 0:
-                return min(_LEAST_MS * _GROWTH ** (bucket - 0.5), self.greatest_ms)
+                return min(_LEAST_MS * math.pow(_GROWTH, bucket - 0.5), self.greatest_ms)
         return None
 
 

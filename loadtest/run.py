@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import gevent
+from locust import User
 from locust.env import Environment
 
 from loadtest.checkers.registry import check_history, doubt_all
@@ -110,7 +111,7 @@ class Lab:
         self.url = ""
         self.api_key = plan.api_key
         self.primary = ""
-        self.replicas: list[str] = []
+        self.replicas: Sequence[str] = ()
         self.timeline = Timeline((), plan.duration_s, self.clock)
         self.phases: list[PhaseSpan] = []
         self.notes: list[str] = []
@@ -134,7 +135,13 @@ class Lab:
         self._note_mistakes()
         self.say("checking the history")
         return Result(
-            self._judge(), self.meter, self.timeline.spans, self.phases, self.recorder.count, self.closed_loop_ms, self.notes
+            self._judge(),
+            self.meter,
+            self.timeline.spans,
+            self.phases,
+            self.recorder.count,
+            self.closed_loop_ms,
+            self.notes,
         )
 
     # ------------------------------------------------------------ before
@@ -228,7 +235,7 @@ class Lab:
 
     def _run_phase(self, stage: Stage, phase: Phase, url: str, duration_s: float) -> None:
         """Lets the users of all crews loose for a while; each ends its last errand before the phase is over."""
-        classes = [self._make_class(crew, stage, phase, url) for crew in self.scenario.crews]
+        classes: list[type[User]] = [self._make_class(crew, stage, phase, url) for crew in self.scenario.crews]
         environment = Environment(user_classes=classes, host=url, stop_timeout=_STOP_S)
         runner = environment.create_local_runner()
         total = sum(crew.users for crew in self.scenario.crews)
@@ -256,7 +263,7 @@ class Lab:
 
     def _is_beyond_knee(self, phase: PhaseSpan) -> bool:
         figures = phase_figures(self.meter, phase)
-        return figures["error_rate"] > _KNEE_ERRORS or (figures["p95_ms"] or 0.0) > self.plan.p95_limit_ms
+        return (figures["error_rate"] or 0.0) > _KNEE_ERRORS or (figures["p95_ms"] or 0.0) > self.plan.p95_limit_ms
 
     @contextmanager
     def _following_nodes(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The standard set: every scenario on one cluster, then every sabotage between clients and service, which must be caught."""
+"""The standard set: every scenario on one cluster, then every sabotage by proxy, which must be caught."""
 
 import argparse
 import subprocess
@@ -50,17 +50,26 @@ def run_standard_set(arguments: argparse.Namespace) -> int:
         outcomes = list(_run_everything(arguments, where, out))
     Console().print(draw_outcomes(outcomes))
     wrong = [outcome.name for outcome in outcomes if not outcome.as_wanted]
-    print(f"{len(outcomes)} runs in {time.monotonic() - began_s:.0f} s: " + (f"NOT as they should be: {', '.join(wrong)}" if wrong else "all as they should be"))
+    print(
+        f"{len(outcomes)} runs in {time.monotonic() - began_s:.0f} s: "
+        + (f"NOT as they should be: {', '.join(wrong)}" if wrong else "all as they should be")
+    )
     if not wrong:
         return EXIT_VALID
-    return EXIT_INVALID if any(outcome.state == "invalid" for outcome in outcomes if not outcome.as_wanted) else EXIT_UNKNOWN
+    return (
+        EXIT_INVALID
+        if any(outcome.state == "invalid" for outcome in outcomes if not outcome.as_wanted)
+        else EXIT_UNKNOWN
+    )
 
 
 @contextmanager
 def _cluster(arguments: argparse.Namespace) -> Iterator[list[str]]:
     """The options that say where to run: what the command line said, or one cluster for all."""
     if arguments.url:
-        yield [word for url in arguments.url for word in ("--url", url)] + (["--api-key", arguments.api_key] if arguments.api_key else [])
+        yield [word for url in arguments.url for word in ("--url", url)] + (
+            ["--api-key", arguments.api_key] if arguments.api_key else []
+        )
     elif arguments.data_dir:
         yield ["--data-dir", str(arguments.data_dir)]
     else:
@@ -81,7 +90,12 @@ def _run_everything(arguments: argparse.Namespace, where: list[str], out: Path) 
             yield _run_one(name, [name, *common, f"--duration={duration_s}", f"--out={out / name}"], sabotage=None)
     for name, sabotage in SABOTAGES.items():
         if sabotage.by_proxy and (not arguments.only or name in arguments.only) and not arguments.url:
-            words = [sabotage.shown_by, *common, f"--duration={min(duration_s, _SABOTAGE_S)}", f"--out={out / ('sabotage-' + name)}"]
+            words = [
+                sabotage.shown_by,
+                *common,
+                f"--duration={min(duration_s, _SABOTAGE_S)}",
+                f"--out={out / ('sabotage-' + name)}",
+            ]
             yield _run_one(f"sabotage {name}", [*words, f"--sabotage={name}"], sabotage=name)
 
 
@@ -105,4 +119,3 @@ def draw_outcomes(outcomes: list[Outcome]) -> Table:
         mark = "[green]✓[/green]" if outcome.as_wanted else "[red]✗[/red]"
         table.add_row(mark, outcome.name, outcome.state, f"{outcome.took_s:.0f}")
     return table
-

@@ -1,4 +1,4 @@
-"""Follows the change feed over any number of reconnects, and records what it is told. A thread (a greenlet) of its own."""
+"""Follows the change feed over any number of reconnects, in a thread of its own, and records what it is told."""
 
 import contextlib
 import http.client
@@ -61,10 +61,9 @@ class Watcher:
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            try:
+            # Cut or refused: it goes on from the last id.
+            with contextlib.suppress(OSError, http.client.HTTPException, ValueError, AttributeError):
                 self._follow()
-            except (OSError, http.client.HTTPException, ValueError, AttributeError):
-                pass  # Cut or refused: it goes on from the last id.
             self._closing.wait(_RETRY_S)
 
     def _follow(self) -> None:
@@ -118,7 +117,9 @@ class Watcher:
         self._last_id = None
         self._opened.clear()
 
-    def _record(self, lines: tuple[Line, ...], at_s: float, *, state: str | None = None, position: str | None = None) -> None:
+    def _record(
+        self, lines: tuple[Line, ...], at_s: float, *, state: str | None = None, position: str | None = None
+    ) -> None:
         name = self.name if self._lives == 1 else f"{self.name}#{self._lives}"
         self._recorder.add(Op(0, name, EVENT, at_s, at_s, lines=lines, state=state, position=position), timed=False)
 

@@ -108,4 +108,3 @@ def _make_product(session: Session, shop: Shop, *, related: Sequence[int]) -> tu
     skus = sorted(int(sku) for style in styles["results"] for sku in style["skus"])
     session.tell_stock([Line(f"sku:{sku}", None, shop.stock, 0, shop.stock) for sku in skus])
     return product_id, skus
-

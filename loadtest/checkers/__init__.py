@@ -1,1 +1,1 @@
-"""One guarantee each: pure functions from a history to valid, invalid with the smallest witness in words, or unknown."""
+"""One guarantee each: pure functions from a history to valid, invalid with a witness in words, or unknown."""

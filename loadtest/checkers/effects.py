@@ -53,15 +53,15 @@ def _collect(command: str, rows: Iterator[Row]) -> Effect:
     effect = Effect(command)
     for row in rows:
         if row[1] == _MOVEMENT:
-            effect.moved.setdefault(row[3], []).append(row[4])  # type: ignore[arg-type]
-            effect.movement = row[2]  # type: ignore[assignment]
+            effect.moved.setdefault(row[3], []).append(row[4])
+            effect.movement = row[2]
             effect.n = effect.n or effect.movement
             continue
         _, _, n, kind, outcome, reservation, planned = row
-        if not effect.kind or _RANK[outcome] < _RANK[effect.outcome]:  # type: ignore[index]
-            effect.kind, effect.outcome, effect.n = kind, outcome, n  # type: ignore[assignment]
-            effect.reservation = reservation or None  # type: ignore[assignment]
-        effect.planned.update(planned)  # type: ignore[arg-type]
+        if not effect.kind or _RANK[outcome] < _RANK[effect.outcome]:
+            effect.kind, effect.outcome, effect.n = kind, outcome, n
+            effect.reservation = reservation or None
+        effect.planned.update(planned)
     return effect
 
 

@@ -18,7 +18,7 @@ _BEGAN, _ENDED = 0, 1
 
 
 class Window(NamedTuple):
-    """When a watcher was listening: from its first open stream to its close. One that never closed listened to nothing."""
+    """When a watcher was listening: from its first open stream to its close, or -1 where it never closed."""
 
     watcher: str
     opened_s: float
@@ -81,17 +81,23 @@ def _event_rows(history: History) -> Iterator[Row]:
 
 
 def _check_repeats(history: History, finding: Finding) -> None:
-    watcher, last = None, {}
+    watcher: str | None = None
+    last: dict[str, tuple[int, int]] = {}
     for event in _events(history):
         if event.watcher != watcher:
             watcher, last = event.watcher, {}
         finding.look()
         version, n = last.get(event.key, (-1, 0))
         if event.version == version:
-            finding.broke(f"watcher {watcher} was told of version {version} of {event.key} twice (ops {n} and {event.n})", n, event.n)
+            finding.broke(
+                f"watcher {watcher} was told of version {version} of {event.key} twice (ops {n} and {event.n})",
+                n,
+                event.n,
+            )
         elif event.version < version:
             finding.broke(
-                f"watcher {watcher} was told of version {event.version} of {event.key} (op {event.n}) after version {version} (op {n})",
+                f"watcher {watcher} was told of version {event.version} of {event.key} (op {event.n}) after "
+                f"version {version} (op {n})",
                 n,
                 event.n,
             )
@@ -111,14 +117,18 @@ def _check_complete(history: History, windows: dict[str, Window], finding: Findi
             ended = min(waiting, key=lambda other: other.completed_s, default=None)
             if ended is not None and ended.completed_s < change.invoked_s:
                 finding.broke(
-                    f"watcher {watcher} was never told of version {ended.version} of {key}, made by op {ended.n}: that had ended at "
+                    f"watcher {watcher} was never told of version {ended.version} of {key}, made by op {ended.n}: "
+                    "that had ended at "
                     f"{ended.completed_s:.3f} s, before op {change.n} began, which made version {change.version}",
                     ended.n,
                 )
                 waiting = []
             waiting = [min((*waiting, change), key=lambda other: other.completed_s)]
         for change in waiting:
-            finding.broke(f"watcher {watcher} was never told of version {change.version} of {key}, made by op {change.n}", change.n)
+            finding.broke(
+                f"watcher {watcher} was never told of version {change.version} of {key}, made by op {change.n}",
+                change.n,
+            )
 
 
 def _changes(history: History, windows: dict[str, Window]) -> Iterator[Change]:
@@ -157,14 +167,15 @@ def _check_order(history: History, windows: dict[str, Window], finding: Finding)
             continue
         floor, earlier = begun.pop((n, key))
         finding.look()
-        if event < floor:  # type: ignore[operator]
+        if event < floor:
             finding.broke(
-                f"watcher {watcher} was told of op {n} (event op {event}) before op {earlier} (event op {floor}), which had ended "
+                f"watcher {watcher} was told of op {n} (event op {event}) before op {earlier} (event op {floor}), "
+                "which had ended "
                 "before the other began",
                 earlier,
-                n,  # type: ignore[arg-type]
+                n,
             )
-        latest = max(latest, (event, n))  # type: ignore[type-var, assignment]
+        latest = max(latest, (event, n))
 
 
 def _announced(history: History, windows: dict[str, Window]) -> Iterator[Row]:
@@ -197,13 +208,16 @@ def _compare(history: History, first: str, second: str, finding: Finding) -> Non
     whole = (event for event in _events(history) if event.watcher == first)
     rest = dropwhile(lambda event: event[2:] != start[2:], whole)
     if next(rest, None) is None:
-        finding.broke(f"watcher {first} was never told of version {start.version} of {start.key}, watcher {second} was", start.n)
+        finding.broke(
+            f"watcher {first} was never told of version {start.version} of {start.key}, watcher {second} was", start.n
+        )
         return
     for one, other in zip(rest, told, strict=False):
         finding.look()
         if one[2:] != other[2:]:
             finding.broke(
-                f"watcher {first} was told of version {one.version} of {one.key} (op {one.n}) where watcher {second} was told of "
+                f"watcher {first} was told of version {one.version} of {one.key} (op {one.n}) where watcher "
+                f"{second} was told of "
                 f"version {other.version} of {other.key} (op {other.n})",
                 one.n,
                 other.n,

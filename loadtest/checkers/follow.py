@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from loadtest.checkers.sessions import Step, walk_sessions
+from loadtest.checkers.sessions import walk_sessions
 from loadtest.checkers.verdict import Finding, Verdict
 from loadtest.history.store import History, Row
 
@@ -101,8 +101,9 @@ def _pasts(command: Row) -> list[tuple[Past, str, int]]:
     """What the author of a command knew of other keys, with the words for it."""
     key, version, _, n, *known = command
     pasts = [Past._make(known[:3]), Past._make(known[3:])]
+    made = f"version {version} of {key} (op {n}) was made by one who knew"
     return [
-        (past, f"version {version} of {key} (op {n}) was made by one who knew version {past.version} of {past.key} (op {past.n})", n)  # type: ignore[misc]
+        (past, f"{made} version {past.version} of {past.key} (op {past.n})", n)
         for past in pasts
         if past.key not in ("", key)
     ]

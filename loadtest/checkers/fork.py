@@ -26,15 +26,16 @@ def report_long_forks(history: History) -> Verdict:
             pair, highest, by = row[:2], 0, 0
         one, other, version, kind, bound, n = row
         if kind == _AFTER:
-            highest, by = max((highest, by), (bound, n))  # type: ignore[type-var, assignment]
+            highest, by = max((highest, by), (bound, n))
             continue
         finding.look()
-        if highest >= bound:  # type: ignore[operator]
+        if highest >= bound:
             finding.broke(
-                f"op {n} saw version {version} of {one} without version {bound} of {other}, and op {by} saw that without "
+                f"op {n} saw version {version} of {one} without version {bound} of {other}, and op {by} saw that "
+                "without "
                 f"version {version} of {one}",
                 by,
-                n,  # type: ignore[arg-type]
+                n,
             )
     return _as_report(finding)
 
@@ -52,4 +53,3 @@ def _precedences(history: History) -> Iterator[Row]:
                 yield (seen.key, lacked.key, seen.version, _BEFORE, lacked.version + 1, lacked.n)
             elif seen.key > lacked.key:
                 yield (lacked.key, seen.key, lacked.version + 1, _AFTER, seen.version, lacked.n)
-

@@ -17,11 +17,11 @@ def check_ledger_equals_stock(history: History) -> Verdict:
     for row in history.sort("books", lambda: _books(history)):
         if row[0] != key:
             _compare(key, stock, total, movements, finding)
-            key, stock, total, movements = row[0], None, 0, 0  # type: ignore[assignment]
+            key, stock, total, movements = row[0], None, 0, 0
         if row[1] == _STOCK:
             stock = row
         elif row[1] == _MOVEMENT:
-            total, movements = total + row[2], movements + 1  # type: ignore[operator]
+            total, movements = total + row[2], movements + 1
     _compare(key, stock, total, movements, finding)
     return finding.verdict()
 
@@ -36,7 +36,7 @@ def _compare(key: str | None, stock: Row | None, total: int, movements: int, fin
     if stock[2] != total:
         finding.broke(
             f"{key} has {stock[2]} on hand (op {stock[3]}), and its {movements} movements sum to {total}",
-            stock[3],  # type: ignore[arg-type]
+            stock[3],
         )
 
 

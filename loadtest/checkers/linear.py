@@ -29,7 +29,7 @@ def check_linearizability(history: History) -> Verdict:
 
 
 def _check_order(history: History, finding: Finding) -> None:
-    key = None
+    key = ""
     done: _Floor = (0, 0)
     open_ops: dict[object, _Floor] = {}
     for row in history.sort("moments", lambda: _moments(history)):
@@ -42,12 +42,12 @@ def _check_order(history: History, finding: Finding) -> None:
             continue
         began, first = open_ops.pop(n), open_ops.pop(command, None)
         if not replayed:
-            done = max(done, _place(key, n, version, began, is_read, finding))  # type: ignore[arg-type]
+            done = max(done, _place(key, n, version, began, finding, is_read=is_read))
         elif first is not None:
-            done = max(done, _place(key, n, version, first, is_read, finding))  # type: ignore[arg-type]
+            done = max(done, _place(key, n, version, first, finding, is_read=is_read))
 
 
-def _place(key: str, n: int, version: int, began: _Floor, is_read: bool, finding: Finding) -> _Floor:  # noqa: FBT001
+def _place(key: str, n: int, version: int, began: _Floor, finding: Finding, *, is_read: bool) -> _Floor:
     """Compares one request with what had ended when it began; what its own end shows."""
     floor, by = began
     if version == _NOT_TOLD:
@@ -55,13 +55,15 @@ def _place(key: str, n: int, version: int, began: _Floor, is_read: bool, finding
     finding.look()
     if is_read and version < floor:
         finding.broke(
-            f"op {by} had shown version {floor} of {key} when the strong read op {n} was sent, and that saw version {version}",
+            f"op {by} had shown version {floor} of {key} when the strong read op {n} was sent, and that saw "
+            f"version {version}",
             by,
             n,
         )
     elif not is_read and version <= floor:
         finding.broke(
-            f"op {by} had shown version {floor} of {key} when the command op {n} was sent, and that made version {version}",
+            f"op {by} had shown version {floor} of {key} when the command op {n} was sent, and that made version "
+            f"{version}",
             by,
             n,
         )
@@ -92,7 +94,8 @@ def _check_values(history: History, finding: Finding) -> None:
             finding.look()
             if value.stock != last.stock:
                 finding.broke(
-                    f"version {value.version} of {value.key} was {last.tell()} (op {last.n}) and {value.tell()} (op {value.n})",
+                    f"version {value.version} of {value.key} was {last.tell()} (op {last.n}) and {value.tell()} "
+                    f"(op {value.n})",
                     last.n,
                     value.n,
                 )

@@ -32,7 +32,8 @@ def _check_ledger(history: History, finding: Finding) -> None:
                 finding.look()
                 if key not in effect.moved:
                     finding.broke(
-                        f"{effect.kind} {effect.command} was acknowledged (op {effect.n}): {delta:+d} of {key}; the ledger has "
+                        f"{effect.kind} {effect.command} was acknowledged (op {effect.n}): {delta:+d} of {key}; "
+                        "the ledger has "
                         "nothing of it",
                         effect.n,
                     )
@@ -51,7 +52,9 @@ def _check_reservations(history: History, finding: Finding) -> None:
         else:
             finding.look()
             if final not in _SETTLES.get(str(kind), _RESERVED):
-                finding.broke(f"{kind} of reservation {reservation} was acknowledged (op {n}), and at the end it is {final}", n)  # type: ignore[arg-type]
+                finding.broke(
+                    f"{kind} of reservation {reservation} was acknowledged (op {n}), and at the end it is {final}", n
+                )
 
 
 def _reservations(history: History) -> Iterator[Row]:
@@ -69,16 +72,16 @@ def _check_versions(history: History, finding: Finding) -> None:
             key, final = row[0], -1
         _, what, version, n, kind = row
         if what == _FINAL:
-            final = version  # type: ignore[assignment]
+            final = version
         elif final < 0:
             finding.doubt(f"{key} was not read at the end")
         else:
             finding.look()
-            if version > final:  # type: ignore[operator]
+            if version > final:
                 finding.broke(
                     f"{kind} op {n} was told that version {version} of {key} is done; at the end "
                     + (f"its version is {final}" if final else "it does not exist"),
-                    n,  # type: ignore[arg-type]
+                    n,
                 )
 
 

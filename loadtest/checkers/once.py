@@ -13,7 +13,7 @@ _OPENED, _HELD = 0, 1
 
 
 def check_exactly_once(history: History) -> Verdict:
-    """Compares every command with the ledger, product versions with their commands, reserved stock with reservations."""
+    """Compares commands with the ledger, product versions with commands, reserved stock with reservations."""
     finding = Finding("exactly once")
     if not any(True for _ in history.ops("movement", "product", "stock")):
         finding.doubt("the final state was not read")
@@ -28,7 +28,8 @@ def check_exactly_once(history: History) -> Verdict:
 def _check_effect(effect: Effect, finding: Finding) -> None:
     if not effect.kind:
         finding.broke(
-            f"the ledger has a movement under {effect.command} ({_tell(effect)}), a command that nobody sent", effect.movement
+            f"the ledger has a movement under {effect.command} ({_tell(effect)}), a command that nobody sent",
+            effect.movement,
         )
         return
     finding.look()
@@ -44,7 +45,8 @@ def _check_effect(effect: Effect, finding: Finding) -> None:
     for key, deltas in effect.moved.items():
         if len(deltas) > 1:
             finding.broke(
-                f"{effect.kind} {effect.command} (op {effect.n}) was applied {len(deltas)} times to {key}: the ledger has {_tell(effect)}",
+                f"{effect.kind} {effect.command} (op {effect.n}) was applied {len(deltas)} times to {key}: the "
+                f"ledger has {_tell(effect)}",
                 effect.n,
                 effect.movement,
             )
@@ -58,13 +60,15 @@ def _check_whole(effect: Effect, finding: Finding) -> None:
     wrong = [key for key, delta in moved.items() if key not in planned or planned[key] not in (None, delta)]
     if wrong:
         finding.broke(
-            f"{effect.kind} {effect.command} (op {effect.n}) did to {wrong[0]} what nobody asked for: the ledger has {_tell(effect)}",
+            f"{effect.kind} {effect.command} (op {effect.n}) did to {wrong[0]} what nobody asked for: the ledger "
+            f"has {_tell(effect)}",
             effect.n,
             effect.movement,
         )
     elif moved and len(moved) < len(planned) and None not in planned.values():
         finding.broke(
-            f"{effect.kind} {effect.command} (op {effect.n}) was applied in part: {len(planned)} SKUs were to change, and the ledger "
+            f"{effect.kind} {effect.command} (op {effect.n}) was applied in part: {len(planned)} SKUs were to "
+            "change, and the ledger "
             f"has {_tell(effect)}",
             effect.n,
             effect.movement,
@@ -92,16 +96,17 @@ def _check_versions(history: History, finding: Finding) -> None:
             key, first, done, open_ = row[0], 0, 0, 0
         _, what, version, outcome, n = row
         if what == _CREATED:
-            first = version  # type: ignore[assignment]
+            first = version
         elif what == _CHANGED:
             done, open_ = done + (outcome == "ok"), open_ + (outcome == "info")
         elif first:
             finding.look()
-            rose = version - first  # type: ignore[operator]
+            rose = version - first
             if rose > done + open_:
                 finding.broke(
-                    f"{key} rose {rose} versions (op {n}), and {done} commands on it were done and {open_} may have been",
-                    n,  # type: ignore[arg-type]
+                    f"{key} rose {rose} versions (op {n}), and {done} commands on it were done and {open_} may "
+                    "have been",
+                    n,
                 )
 
 
@@ -140,13 +145,13 @@ def _check_reserved(history: History, finding: Finding) -> None:
         if row[0] != key:
             key, held = row[0], 0
         if row[1] == _OPENED:
-            held += row[2]  # type: ignore[operator]
+            held += row[2]
             continue
         finding.look()
-        if row[2] > held:  # type: ignore[operator]
+        if row[2] > held:
             finding.broke(
                 f"{row[2]} of {key} are reserved at the end (op {row[3]}), and the open reservations hold {held}",
-                row[3],  # type: ignore[arg-type]
+                row[3],
             )
 
 

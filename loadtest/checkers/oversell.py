@@ -44,10 +44,10 @@ def _check_ledger(history: History, finding: Finding) -> None:
     for row in history.sort("ledger", lambda: _movements(history)):
         if row[0] != key:
             key, total = row[0], 0
-        total += row[2]  # type: ignore[operator]
+        total += row[2]
         finding.look()
         if total < 0:
-            finding.broke(f"the ledger of {key} sums to {total} after movement {row[1]}", row[3])  # type: ignore[arg-type]
+            finding.broke(f"the ledger of {key} sums to {total} after movement {row[1]}", row[3])
 
 
 def _movements(history: History) -> Iterator[Row]:
@@ -64,14 +64,15 @@ def _check_promises(history: History, finding: Finding) -> None:
         _, at_s, what, change, n = row
         if skipped:
             continue
-        room += change  # type: ignore[operator]
+        room += change
         if what == _TAKEN:
             finding.look()
             if room < 0:
                 finding.broke(
-                    f"by {at_s:.3f} s {-room} more of {key} were promised than can have been there; op {n} was promised "
-                    f"{-change} of them",  # type: ignore[operator]
-                    n,  # type: ignore[arg-type]
+                    f"by {at_s:.3f} s {-room} more of {key} were promised than can have been there; op {n} was "
+                    "promised "
+                    f"{-change} of them",
+                    n,
                 )
 
 
@@ -126,19 +127,29 @@ def _reservations(history: History) -> Iterator[Row]:
         if not op.reservation or not (op.is_ok or op.op in ("confirm", "release")):
             continue
         lines = tuple([(line.key, line.held) for line in op.lines])
-        yield (op.reservation, op.op != "reserve", op.invoked_s, op.n, op.completed_s, op.op, op.outcome, op.ttl_s or 0.0, lines)
+        yield (
+            op.reservation,
+            op.op != "reserve",
+            op.invoked_s,
+            op.n,
+            op.completed_s,
+            op.op,
+            op.outcome,
+            op.ttl_s or 0.0,
+            lines,
+        )
 
 
 def _unpack(row: Row) -> Op:
     reservation, _, invoked_s, n, completed_s, kind, outcome, ttl_s, lines = row
     return Op(
-        n,  # type: ignore[arg-type]
+        n,
         "",
-        kind,  # type: ignore[arg-type]
-        invoked_s,  # type: ignore[arg-type]
-        completed_s,  # type: ignore[arg-type]
-        outcome,  # type: ignore[arg-type]
-        tuple([Line(key, held=held) for key, held in lines]),  # type: ignore[attr-defined]
-        reservation=reservation,  # type: ignore[arg-type]
-        ttl_s=ttl_s,  # type: ignore[arg-type]
+        kind,
+        invoked_s,
+        completed_s,
+        outcome,
+        tuple([Line(key, held=held) for key, held in lines]),
+        reservation=reservation,
+        ttl_s=ttl_s,
     )

@@ -162,7 +162,11 @@ def _least_version(write: Step, known: dict[str, int]) -> int:
 
 
 def _tell_missing(write: Step, version: int, read: Step) -> str:
-    made = f"made version {version} of {write.key}" if write.version >= 0 else f"changed {write.key} beyond version {version - 1}"
+    made = (
+        f"made version {version} of {write.key}"
+        if write.version >= 0
+        else f"changed {write.key} beyond version {version - 1}"
+    )
     return (
         f"session {read.session} {made} (op {write.n}, done at {write.completed_s:.3f} s); its read at "
         f"{read.invoked_s:.3f} s (op {read.n}{_from(read)}), sent with its token, {_saw(read)}"
@@ -172,13 +176,15 @@ def _tell_missing(write: Step, version: int, read: Step) -> str:
 def _tell_went_back(before: Step, after: Step) -> str:
     return (
         f"session {after.session} saw version {before.version} of {after.key} (op {before.n}{_from(before)}, at "
-        f"{before.completed_s:.3f} s) and after that {_saw(after)} (op {after.n}{_from(after)}, sent at {after.invoked_s:.3f} s with its token)"
+        f"{before.completed_s:.3f} s) and after that {_saw(after)} (op {after.n}{_from(after)}, sent at "
+        f"{after.invoked_s:.3f} s with its token)"
     )
 
 
 def _tell_reordered(before: Step, after: Step) -> str:
     return (
-        f"session {after.session} was told that version {before.version} of {after.key} is done (op {before.n}); its next "
+        f"session {after.session} was told that version {before.version} of {after.key} is done (op {before.n}); "
+        "its next "
         f"command (op {after.n}) made version {after.version}, which is not later"
     )
 

@@ -1,4 +1,4 @@
-"""Bounded staleness: an answer that was to be at most N ms old holds everything that was done N ms before it was asked."""
+"""Bounded staleness: an answer at most N ms old holds everything that was done N ms before it was asked for."""
 
 from collections.abc import Iterator
 
@@ -18,16 +18,17 @@ def check_bounded_staleness(history: History) -> Verdict:
             key, floor = row[0], 0
         _, at_s, kind, n, version, asked = row
         if kind == _DONE:
-            if version > floor:  # type: ignore[operator]
-                floor, floor_n, floor_s = version, n, at_s  # type: ignore[assignment]
+            if version > floor:
+                floor, floor_n, floor_s = version, n, at_s
             continue
         finding.look()
-        if version < floor:  # type: ignore[operator]
+        if version < floor:
             finding.broke(
-                f"{asked} saw version {version} of {key}; version {floor} (op {floor_n}) had been done by {floor_s:.3f} s, "
+                f"{asked} saw version {version} of {key}; version {floor} (op {floor_n}) had been done by "
+                f"{floor_s:.3f} s, "
                 "before the bound",
                 floor_n,
-                n,  # type: ignore[arg-type]
+                n,
             )
     for op in _bounded(history):
         _check_admission(op, finding)

@@ -70,7 +70,9 @@ class Embedded:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")}
         embedded = cls(folder / "data", is_own=True, environ=kept | dict(settings or {}))
         try:
-            told = embedded.run("up", "--detach", "--json", "--empty", f"--replicas={replicas}", f"--port={find_port()}", limit_s=_UP_S)
+            told = embedded.run(
+                "up", "--detach", "--json", "--empty", f"--replicas={replicas}", f"--port={find_port()}", limit_s=_UP_S
+            )
             document = json.loads(told)
             embedded.url, embedded.api_key = document["url"], document["api_key"]
         except BaseException:
@@ -101,7 +103,9 @@ class Embedded:
         """
         command = [sys.executable, "-P", "-m", "atelier.cli.main", *words, f"--data-dir={self.data_dir}"]
         try:
-            done = subprocess.run(command, env=dict(self.environ), capture_output=True, text=True, timeout=limit_s, check=False)
+            done = subprocess.run(
+                command, env=dict(self.environ), capture_output=True, text=True, timeout=limit_s, check=False
+            )
         except subprocess.TimeoutExpired as error:
             raise EmbeddedFailedError(f"atelier {' '.join(words)} took longer than {limit_s} s") from error
         if done.returncode:
@@ -149,7 +153,20 @@ class Embedded:
         port = json.loads((self.data_dir / "cluster.json").read_text())["ports"][node]
         environ = dict(self.environ) | {"PGPASSWORD": secrets[role], "PGCONNECT_TIMEOUT": "5"}
         user = "postgres" if role == "superuser" else role
-        command = [find_psql(), "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", str(port), "-U", user, "-d", "atelier"]
+        command = [
+            find_psql(),
+            "-XqAt",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(port),
+            "-U",
+            user,
+            "-d",
+            "atelier",
+        ]
         done = subprocess.run(
             [*command, "-c", statement], env=environ, capture_output=True, text=True, timeout=_STEP_S, check=False
         )
@@ -166,7 +183,7 @@ class Embedded:
             try:
                 self.sql(node, "select pg_wal_replay_resume()")
             except EmbeddedFailedError:
-                # Replay that goes on at once may cancel the very statement that asked for it; asking again does no harm.
+                # Replay that goes on may cancel the very statement that asked for it; asking again does no harm.
                 if attempt == _RESUME_TRIES - 1:
                     raise
             else:
@@ -202,7 +219,7 @@ class Embedded:
 
 
 def find_psql() -> str:
-    """psql of the servers that the cluster runs.
+    """Psql of the servers that the cluster runs.
 
     Raises:
         EmbeddedFailedError: there is none.

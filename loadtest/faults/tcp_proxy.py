@@ -1,5 +1,6 @@
 """A TCP proxy in front of a service: slow, tight, or cutting connections around an answer. Threads (greenlets) only."""
 
+import contextlib
 import random
 import socket
 import threading
@@ -117,8 +118,6 @@ class TcpProxy:
 
 
 def _shut(each: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):
         each.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
     each.close()

@@ -114,7 +114,11 @@ def write_op(op: Op) -> str:
     document = {name: value for name, value in zip(Op._fields, op, strict=True) if value != _OP_DEFAULTS.get(name, ...)}
     if op.lines:
         document["lines"] = [
-            {name: value for name, value in zip(Line._fields, line, strict=True) if name == "key" or value != _LINE_DEFAULTS[name]}
+            {
+                name: value
+                for name, value in zip(Line._fields, line, strict=True)
+                if name == "key" or value != _LINE_DEFAULTS[name]
+            }
             for line in op.lines
         ]
     return json.dumps(document, separators=(",", ":"))

@@ -10,11 +10,11 @@ import marshal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, Self
 
 from loadtest.history.record import COMMANDS, FINAL, Line, MalformedHistoryError, Op, read_op
 
-Row = tuple[object, ...]
+Row = tuple[Any, ...]
 """Plain values (numbers, texts, None never beside them in a place that decides the order)."""
 
 _CHUNK_ROWS = 40_000
@@ -26,7 +26,7 @@ class History(Protocol):
     """What checkers work with."""
 
     def ops(self, *kinds: str) -> Iterator[Op]:
-        """The operations of these kinds (`read`, `event`, `command`, or the name of a final fact), in recorded order within a kind."""
+        """The operations of these kinds (`read`, `event`, `command`, a final fact), each kind in recorded order."""
 
     def sort(self, name: str, rows: Callable[[], Iterable[Row]]) -> Iterator[Row]:
         """The rows in ascending order. The same name means the same rows: they may be made only once."""
@@ -45,7 +45,7 @@ class MemoryHistory:
 
     def sort(self, name: str, rows: Callable[[], Iterable[Row]]) -> Iterator[Row]:  # noqa: ARG002 - nothing is kept
         """See `History`."""
-        return iter(sorted(rows()))  # type: ignore[type-var]
+        return iter(sorted(rows()))
 
 
 class StoredHistory:
@@ -58,7 +58,7 @@ class StoredHistory:
         self._sorted: set[str] = set()
         self.count = 0
 
-    def __enter__(self) -> "StoredHistory":
+    def __enter__(self) -> Self:
         """Itself."""
         return self
 
@@ -129,8 +129,8 @@ def _read_numbered(text: str, number: int) -> Op:
 
 
 def _make_op(row: Row) -> Op:
-    lines = tuple([Line(*line) for line in row[6]])  # type: ignore[attr-defined]
-    return Op(*row[:6], lines, *row[7:])  # type: ignore[arg-type]
+    lines = tuple([Line(*line) for line in row[6]])
+    return Op(*row[:6], lines, *row[7:])
 
 
 class _RowWriter:
@@ -169,7 +169,7 @@ def _sort_into(path: Path, rows: Iterable[Row]) -> None:
     chunk: list[Row] = []
 
     def spill() -> None:
-        chunk.sort()  # type: ignore[call-overload]
+        chunk.sort()
         chunks.append(path.with_name(f"{path.name}.{len(chunks)}"))
         _write_rows(chunks[-1], chunk)
         chunk.clear()
@@ -179,10 +179,10 @@ def _sort_into(path: Path, rows: Iterable[Row]) -> None:
         if len(chunk) >= _CHUNK_ROWS:
             spill()
     if not chunks:
-        _write_rows(path, sorted(chunk))  # type: ignore[type-var]
+        _write_rows(path, sorted(chunk))
         return
     spill()
-    _write_rows(path, heapq.merge(*map(_read_rows, chunks)))  # type: ignore[type-var]
+    _write_rows(path, heapq.merge(*map(_read_rows, chunks)))
     for part in chunks:
         part.unlink()
 

@@ -54,7 +54,8 @@ def render_verdicts(verdicts: Iterable[dict[str, Any]]) -> str:
 
 def tell_state(verdict: dict[str, Any]) -> str:
     """The first column."""
-    return "reported" if verdict["only_reported"] else f"{_MARKS[verdict['state']]} {verdict['state']}"
+    state: str = verdict["state"]
+    return "reported" if verdict["only_reported"] else f"{_MARKS[state]} {state}"
 
 
 def tell_verdict(verdict: dict[str, Any]) -> str:
@@ -62,23 +63,27 @@ def tell_verdict(verdict: dict[str, Any]) -> str:
     if verdict["only_reported"] and not verdict["ops"]:
         return "Never seen. It decides nothing: commits may become visible in another order on a replica."
     more = f" And {verdict['also']} more like it." if verdict["also"] else ""
-    return verdict["witness"] + more
+    return f"{verdict['witness']}{more}"
 
 
 def render_figures(document: dict[str, Any]) -> str:
     """The few figures that matter most, and each with its name."""
     figures = document["figures"]
+    open_ms, closed_p99_ms = figures["open_loop_ms"], figures["closed_loop_ms"].get("p99")
     errors = sum(figures["errors"].values())
     cards = {
         "reads": f"{figures['reads']:,}",
         "commands": f"{figures['commands']:,}",
         "refused by the rules": f"{figures['refused']:,}",
-        "errors": f"{errors:,}" + "".join(f"<small>{html.escape(name)} {count:,}</small>" for name, count in figures["errors"].items()),
-        "p99 from the intended start": f"{tell_ms(figures['open_loop_ms']['p99'])}<small>closed loop {tell_ms(figures['closed_loop_ms'].get('p99'))}</small>",
-        "p50 / p95": f"{tell_ms(figures['open_loop_ms']['p50'])} / {tell_ms(figures['open_loop_ms']['p95'])}",
+        "errors": f"{errors:,}"
+        + "".join(f"<small>{html.escape(name)} {count:,}</small>" for name, count in figures["errors"].items()),
+        "p99 from the intended start": f"{tell_ms(open_ms['p99'])}<small>closed loop {tell_ms(closed_p99_ms)}</small>",
+        "p50 / p95": f"{tell_ms(open_ms['p50'])} / {tell_ms(open_ms['p95'])}",
     }
     if knee := document["knee"]:
-        cards["knee"] = f"{knee['requests_per_s']:,} a second" + ("" if knee["reached"] else "<small>not reached: the limits held to the end</small>")
+        cards["knee"] = f"{knee['requests_per_s']:,} a second" + (
+            "" if knee["reached"] else "<small>not reached: the limits held to the end</small>"
+        )
     return "".join(f"<div class=card><dt>{name}</dt><dd>{value}</dd></div>" for name, value in cards.items())
 
 
@@ -94,22 +99,27 @@ def render_phases(document: dict[str, Any]) -> str:
         + "</tr>"
         for phase in phases
     )
-    head = "".join(f"<th scope=col>{name}</th>" for name in ("phase", "requests a second", "errors", "p50", "p95", "p99"))
+    head = "".join(
+        f"<th scope=col>{name}</th>" for name in ("phase", "requests a second", "errors", "p50", "p95", "p99")
+    )
     return f"<h2>Side by side</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def render_faults(document: dict[str, Any]) -> str:
     """What was broken when, on the charts' time axis, and what the lab has to say beside it."""
     zero_s = document["series"]["at_s"][0] if document["series"]["at_s"] else 0
-    rows = "".join(
-        f"<tr><th scope=row>{html.escape(span['name'])}</th><td class=number>{span['began_s'] - zero_s:.1f} s</td>"
-        f"<td class=number>{'-' if span['ended_s'] is None else format(span['ended_s'] - zero_s, '.1f') + ' s'}</td><td>{html.escape(span['error'])}</td></tr>"
-        for span in document["faults"]
-    )
+    rows = "".join(render_fault(span, zero_s) for span in document["faults"])
     head = "".join(f"<th scope=col>{name}</th>" for name in ("fault", "from", "to", "what went wrong with it"))
     table = f"<h2>Faults</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if rows else ""
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in document["notes"])
     return table + (f"<h2>Notes</h2><ul>{notes}</ul>" if notes else "")
+
+
+def render_fault(span: dict[str, Any], zero_s: float) -> str:
+    """One row; a fault that was never mended has no end."""
+    times = ["-" if at_s is None else f"{at_s - zero_s:.1f} s" for at_s in (span["began_s"], span["ended_s"])]
+    cells = "".join(f"<td class=number>{at}</td>" for at in times)
+    return f"<tr><th scope=row>{html.escape(span['name'])}</th>{cells}<td>{html.escape(span['error'])}</td></tr>"
 
 
 def render_pairs(pairs: dict[str, Any]) -> str:

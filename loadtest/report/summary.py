@@ -40,7 +40,8 @@ def summarise(plan: Plan, result: Result, *, machine: dict[str, object]) -> dict
             "target": ", ".join(plan.urls) or "an embedded cluster",
             "sabotage": plan.sabotage,
             "crews": [
-                f"{crew.users} x {crew.kind.__name__}, {crew.rate_per_s * plan.rate:g} arrivals a second each" for crew in plan.scenario.crews
+                f"{crew.users} x {crew.kind.__name__}, {crew.rate_per_s * plan.rate:g} arrivals a second each"
+                for crew in plan.scenario.crews
             ],
         },
         "machine": machine,
@@ -59,7 +60,7 @@ def find_knee(plan: Plan, result: Result) -> dict[str, Any] | None:
     if not plan.scenario.stops_at_knee or not result.phases:
         return None
     figures = [phase_figures(result.meter, phase) for phase in result.phases]
-    kept = [f for f in figures if f["error_rate"] <= 0.03 and (f["p95_ms"] or 0.0) <= plan.p95_limit_ms]  # type: ignore[operator]
+    kept = [f for f in figures if (f["error_rate"] or 0.0) <= 0.03 and (f["p95_ms"] or 0.0) <= plan.p95_limit_ms]
     return {
         "requests_per_s": kept[-1]["rate_per_s"] if kept else 0,
         "p95_ms": _round(kept[-1]["p95_ms"]) if kept else None,

@@ -3,6 +3,7 @@
 It stands where a broken service would: what comes out of it is what clients of such a service would get.
 """
 
+import contextlib
 import http.client
 import random
 import socket
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from loadtest.transport import Answer
@@ -156,7 +158,7 @@ MALICE: dict[str, Callable[[random.Random], Malice]] = {
     "strip-tokens": StripTokens,
     "change-keys": ChangeKeys,
     "send-twice": SendTwice,
-    "lagging-node": lambda rng: AnswerFromThePast(rng),
+    "lagging-node": AnswerFromThePast,
     "deposed-node": lambda rng: AnswerFromThePast(rng, strong=True),
     "drop-events": DropEvents,
     "reorder-events": ReorderEvents,
@@ -179,10 +181,8 @@ class SabotageProxy:
     def close(self) -> None:
         """Stops listening; what is open ends with its client."""
         self._closing = True
-        try:
+        with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self._listener.close()
 
     def _accept(self) -> None:
@@ -221,16 +221,16 @@ class SabotageProxy:
             client.sendall(event)
 
 
-def read_message(incoming: "socket.SocketIO | object") -> Message | None:
+def read_message(incoming: BinaryIO) -> Message | None:
     """The next request of a connection; None at its end."""
-    first = incoming.readline(_MOST_HEAD_BYTES).decode("latin-1").split()  # type: ignore[attr-defined]
+    first = incoming.readline(_MOST_HEAD_BYTES).decode("latin-1").split()
     if len(first) != 3:
         return None
     headers: dict[str, str] = {}
-    while (line := incoming.readline(_MOST_HEAD_BYTES).decode("latin-1").rstrip("\r\n")) != "":  # type: ignore[attr-defined]
+    while (line := incoming.readline(_MOST_HEAD_BYTES).decode("latin-1").rstrip("\r\n")) != "":
         name, _, value = line.partition(":")
         headers[name.strip().lower()] = value.strip()
-    body = incoming.read(int(headers.get("content-length", "0")))  # type: ignore[attr-defined]
+    body = incoming.read(int(headers.get("content-length", "0")))
     return Message(first[0], first[1], headers, body)
 
 

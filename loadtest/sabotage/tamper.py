@@ -66,7 +66,9 @@ def oversell(ops: list[Op], rng: random.Random) -> list[Op]:
     kept = [op for op in ops if op.op == "reserve" and op.is_ok and not {line.key for line in op.lines} & counted]
     grown = _pick(kept, rng)
     lines = tuple(line._replace(held=line.held + 1_000_000_000) for line in grown.lines)
-    return renumber(op._replace(lines=lines) if op.reservation == grown.reservation and op.op == "reserve" else op for op in ops)
+    return renumber(
+        op._replace(lines=lines) if op.reservation == grown.reservation and op.op == "reserve" else op for op in ops
+    )
 
 
 def forget_own_write(ops: list[Op], rng: random.Random) -> list[Op]:
@@ -78,7 +80,9 @@ def forget_own_write(ops: list[Op], rng: random.Random) -> list[Op]:
 
 def go_back_in_time(ops: list[Op], rng: random.Random) -> list[Op]:
     """A session saw a version, and later an older one."""
-    read = _pick([op for op in ops if op.op == READ and op.is_ok and op.tokened and (op.lines[0].version or 0) > 1], rng)
+    read = _pick(
+        [op for op in ops if op.op == READ and op.is_ok and op.tokened and (op.lines[0].version or 0) > 1], rng
+    )
     line = read.lines[0]
     return renumber([*ops, _late_read(ops, read.session, line.key, (line.version or 0) - 1)])
 
@@ -90,7 +94,9 @@ def reorder_writes(ops: list[Op], rng: random.Random) -> list[Op]:
         if _makes_version(op) and not op.replayed:
             for line in op.lines:
                 by_session.setdefault((op.session, line.key), []).append(op)
-    (_, key), (first, second) = _pick([(name, pair) for name, made in by_session.items() for pair in pairwise(made)], rng)
+    (_, key), (first, second) = _pick(
+        [(name, pair) for name, made in by_session.items() for pair in pairwise(made)], rng
+    )
     one, other = _version_of(first, key), _version_of(second, key)
     changed = {id(first): _with_version(first, key, other), id(second): _with_version(second, key, one)}
     return renumber(changed.get(id(op), op) for op in ops)
@@ -190,9 +196,9 @@ def _with_version(op: Op, key: str, version: int | None) -> Op:
 def _with_stock(ops: Iterable[Op], key: str, delta: int) -> Iterable[Op]:
     """The final stock of a SKU as it would be with that much more."""
     for op in ops:
-        if op.op == "stock" and op.lines[0].key == key and op.lines[0].on_hand is not None:
-            line = op.lines[0]
-            yield op._replace(lines=(line._replace(on_hand=line.on_hand + delta),))  # type: ignore[operator]
+        line = op.lines[0] if op.op == "stock" else None
+        if line is not None and line.key == key and line.on_hand is not None:
+            yield op._replace(lines=(line._replace(on_hand=line.on_hand + delta),))
         else:
             yield op
 

@@ -62,7 +62,11 @@ LOAD = (
     Scenario(
         "crossing-baskets",
         "baskets of many lines over the same SKUs, in every order",
-        (Crew(Checkout, 30, 1.5, {"only_hot": True, "basket": 8}), Crew(Warehouse, 6, 2.0, {"most_lines": 8}), Crew(Onlooker, 4, 2.0)),
+        (
+            Crew(Checkout, 30, 1.5, {"only_hot": True, "basket": 8}),
+            Crew(Warehouse, 6, 2.0, {"most_lines": 8}),
+            Crew(Onlooker, 4, 2.0),
+        ),
         checks=(*READS, *WRITES, *STOCK, *FEED),
     ),
     Scenario("mixed", "a bit of everything, as on an ordinary day", MIXED, checks=EVERYTHING),

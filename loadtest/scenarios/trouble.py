@@ -65,7 +65,9 @@ def kill_server(scene: Scene) -> list[Fault]:
 
 def restart_servers(scene: Scene) -> list[Fault]:
     """One process of the service after the other is replaced in good order, behind the proxy."""
-    return [Fault(f"process {turn} replaced", 0.15 + 0.4 * turn, 0.45 + 0.4 * turn, *_replace(scene)) for turn in range(2)]
+    return [
+        Fault(f"process {turn} replaced", 0.15 + 0.4 * turn, 0.45 + 0.4 * turn, *_replace(scene)) for turn in range(2)
+    ]
 
 
 def change_schema(scene: Scene) -> list[Fault]:
@@ -94,10 +96,19 @@ def change_schema(scene: Scene) -> list[Fault]:
 
 TROUBLE = (
     Scenario(
-        "replica-lag", "replay is paused and resumed on one replica and the other", _WRITING, EVERYTHING, faults=lag_replicas, needs_cluster=True
+        "replica-lag",
+        "replay is paused and resumed on one replica and the other",
+        _WRITING,
+        EVERYTHING,
+        faults=lag_replicas,
+        needs_cluster=True,
     ),
-    Scenario("replica-kill", "a replica is killed and comes back", MIXED, EVERYTHING, faults=kill_replica, needs_cluster=True),
-    Scenario("replica-freeze", "a replica hangs and goes on", MIXED, EVERYTHING, faults=freeze_replica, needs_cluster=True),
+    Scenario(
+        "replica-kill", "a replica is killed and comes back", MIXED, EVERYTHING, faults=kill_replica, needs_cluster=True
+    ),
+    Scenario(
+        "replica-freeze", "a replica hangs and goes on", MIXED, EVERYTHING, faults=freeze_replica, needs_cluster=True
+    ),
     Scenario(
         "primary-kill",
         "the primary is killed and a replica promoted; every commit waits for a standby",
@@ -108,8 +119,22 @@ TROUBLE = (
         duration_s=40,
         needs_cluster=True,
     ),
-    Scenario("slow-network", "a slow network between clients and service", MIXED, EVERYTHING, faults=slow_network, proxied=True),
-    Scenario("server-kill", "a process of the service is killed under load", _WRITING, EVERYTHING, faults=kill_server, needs_cluster=True),
+    Scenario(
+        "slow-network",
+        "a slow network between clients and service",
+        MIXED,
+        EVERYTHING,
+        faults=slow_network,
+        proxied=True,
+    ),
+    Scenario(
+        "server-kill",
+        "a process of the service is killed under load",
+        _WRITING,
+        EVERYTHING,
+        faults=kill_server,
+        needs_cluster=True,
+    ),
     Scenario(
         "rolling-restart",
         "two processes of the service are replaced one after the other",
@@ -120,8 +145,17 @@ TROUBLE = (
         servers=2,
         needs_cluster=True,
     ),
-    Scenario("ddl-under-load", "columns are added and dropped under load", MIXED, EVERYTHING, faults=change_schema, needs_cluster=True),
-    Scenario("client-cuts", "connections break around the commit", _WRITING, EVERYTHING, faults=cut_clients, proxied=True),
+    Scenario(
+        "ddl-under-load",
+        "columns are added and dropped under load",
+        MIXED,
+        EVERYTHING,
+        faults=change_schema,
+        needs_cluster=True,
+    ),
+    Scenario(
+        "client-cuts", "connections break around the commit", _WRITING, EVERYTHING, faults=cut_clients, proxied=True
+    ),
 )
 
 
@@ -177,7 +211,7 @@ def _replace(scene: Scene) -> tuple[Callable[[], None], Callable[[], None]]:
 
 
 def _alter(cluster: Embedded, primary: str, statements: tuple[str, ...]) -> None:
-    """Tries each statement with a short lock_timeout until it gets its lock, so that nobody queues behind it for long."""
+    """Tries each statement with a short lock_timeout until it gets its lock: nobody queues behind it for long."""
     for statement in statements:
         for attempt in range(20):
             try:

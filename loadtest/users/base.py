@@ -21,7 +21,9 @@ _numbers = itertools.count(1)
 class Stage:
     """What a run gives to its users: where they are, and who writes down what they do."""
 
-    def __init__(self, world: World, recorder: Recorder, *, clock: Clock, api_key: str, seed: int, prefix: str = "") -> None:
+    def __init__(
+        self, world: World, recorder: Recorder, *, clock: Clock, api_key: str, seed: int, prefix: str = ""
+    ) -> None:
         """Stores it; `prefix` tells the sessions of several processes apart."""
         self.world = world
         self.recorder = recorder

@@ -38,7 +38,7 @@ class Shop:
         self.now_s = 1.0
         self.ops: list[Op] = []
         self.shelves = {key: Shelf() for key in SKUS}
-        self.log = [(-1e9, {key: (1, STOCK, 0) for key in SKUS})]
+        self.log = [(-1e9, dict.fromkeys(SKUS, (1, STOCK, 0)))]
         self.ledger = [(None, key, STOCK) for key in SKUS]
         self.reservations: dict[str, tuple[str, list]] = {}
         self.done: dict[str, tuple] = {}
@@ -87,7 +87,9 @@ class Shop:
         self.command(name, client, (began_s, at_s, ended_s), "adjust", lines)
 
     def reserve(self, name, client, began_s, at_s, ended_s):
-        self.command(name, client, (began_s, at_s, ended_s), "reserve", [(self.rng.choice(SKUS), self.rng.randint(1, 3))])
+        self.command(
+            name, client, (began_s, at_s, ended_s), "reserve", [(self.rng.choice(SKUS), self.rng.randint(1, 3))]
+        )
 
     def settle(self, name, client, began_s, at_s, ended_s):
         if client.pending:
@@ -100,7 +102,7 @@ class Shop:
             kind, lines, reservation, key = client.lost.pop()
             self.command(name, client, (began_s, at_s, ended_s), kind, lines, reservation, key)
 
-    def command(self, name, client, times, kind, lines, reservation=None, key=None):
+    def command(self, name, client, times, kind, lines, reservation=None, key=None):  # noqa: PLR0917
         began_s, at_s, ended_s = times
         self.made += key is None
         key = key or f"k{self.made}"
@@ -111,20 +113,29 @@ class Shop:
         more = {"command": key, "ttl_s": 1000.0 if kind == "reserve" else None}
         if not (arrives and answered):
             client.lost.append((kind, lines, reservation, key))
-            self.add(name, kind, began_s, ended_s, self.planned(kind, lines), outcome="info", reservation=reservation, **more)
+            self.add(
+                name, kind, began_s, ended_s, self.planned(kind, lines), outcome="info", reservation=reservation, **more
+            )
             return
         outcome, shown, reservation, position = self.done[key]
         if kind == "reserve" and outcome == "ok":
             client.pending.append(reservation)
         client.token = max(client.token, position)
         shown = shown or self.planned(kind, lines)
-        self.add(name, kind, began_s, ended_s, shown, outcome=outcome, replayed=replayed, reservation=reservation, **more)
+        self.add(
+            name, kind, began_s, ended_s, shown, outcome=outcome, replayed=replayed, reservation=reservation, **more
+        )
 
     def planned(self, kind, lines):
         return tuple(Line(key, None, None, None, *self.change(kind, quantity)) for key, quantity in lines)
 
     def change(self, kind, quantity):
-        return {"adjust": (quantity, 0), "reserve": (0, quantity), "confirm": (-quantity, -quantity), "release": (0, -quantity)}[kind]
+        return {
+            "adjust": (quantity, 0),
+            "reserve": (0, quantity),
+            "confirm": (-quantity, -quantity),
+            "release": (0, -quantity),
+        }[kind]
 
     def apply(self, kind, lines, reservation, key, at_s):
         if kind in ("confirm", "release") and self.reservations[reservation][0] != "pending":
@@ -137,7 +148,11 @@ class Shop:
         shown = []
         for sku, delta, held in changes:
             shelf = self.shelves[sku]
-            shelf.on_hand, shelf.reserved, shelf.version = shelf.on_hand + delta, shelf.reserved + held, shelf.version + 1
+            shelf.on_hand, shelf.reserved, shelf.version = (
+                shelf.on_hand + delta,
+                shelf.reserved + held,
+                shelf.version + 1,
+            )
             if delta:
                 self.ledger.append((key, sku, delta))
             self.events.append((sku, shelf.version))
@@ -165,7 +180,16 @@ class Shop:
             self.add("-", "stock", end_s, end_s, (Line(key, shelf.version, shelf.on_hand, shelf.reserved),))
         for position, (command, key, delta) in enumerate(self.ledger, 1):
             kind = "initial" if command is None else "adjustment"
-            self.add("-", "movement", end_s, end_s, (Line(key, delta=delta),), command=command, position=str(position), state=kind)
+            self.add(
+                "-",
+                "movement",
+                end_s,
+                end_s,
+                (Line(key, delta=delta),),
+                command=command,
+                position=str(position),
+                state=kind,
+            )
         return self.ops
 
 

@@ -77,7 +77,9 @@ def _read_request(n: int, words: list[str]) -> Op:
         kind = "product"
     if kind == "stock" and "reservation" in fields:
         kind = "reservation"
-    times = {"invoked_s": float(n), "completed_s": n + 0.5} | {k: fields.pop(k) for k in ("invoked_s", "completed_s") if k in fields}
+    times = {"invoked_s": float(n), "completed_s": n + 0.5} | {
+        k: fields.pop(k) for k in ("invoked_s", "completed_s") if k in fields
+    }
     return Op(n=n, session=session, op=kind, lines=tuple(lines), **times, **fields)
 
 

@@ -1,4 +1,4 @@
-"""Histories of a correct model are valid, and each way of breaking one is caught by the checker that is there for it."""
+"""Histories of a correct model are valid, and each way of breaking one is caught by the right checker."""
 
 import random
 

@@ -1,5 +1,7 @@
 """Every checker on histories that a person can follow: what it must catch, what it must let pass, what it cannot tell."""
 
+# ruff: noqa: E501 - one line a history
+
 import pytest
 
 from loadtest.checkers.registry import CHECKERS

@@ -1,4 +1,4 @@
-"""Histories on disk: the same verdicts as in memory, nothing malformed accepted, and a million operations in a minute."""
+"""Histories on disk: verdicts as in memory, nothing malformed accepted, a million operations in a minute."""
 
 import random
 import resource
@@ -16,7 +16,10 @@ from loadtest.sabotage.tamper import TAMPERS
 from tests.checkers.model import make_history
 from tests.checkers.notation import ops
 
-GOOD = '{"n":1,"session":"a","op":"read","invoked_s":1.0,"completed_s":1.5,"outcome":"ok","lines":[{"key":"sku:1","version":2}]}'
+GOOD = (
+    '{"n":1,"session":"a","op":"read","invoked_s":1.0,"completed_s":1.5,"outcome":"ok",'
+    '"lines":[{"key":"sku:1","version":2}]}'
+)
 
 
 @pytest.fixture
@@ -39,7 +42,10 @@ def test_stored_history_gives_the_same_verdicts_as_one_in_memory(name, small_chu
 
 def test_record_survives_being_written_and_read():
     """What a line of JSON says is what was recorded."""
-    for op in [*make_history(random.Random(5), 200), *ops("ann reads x v2 =5/1 bounded:100 lag:7 on pg2; ann reserves x held:2 ? as k")]:
+    for op in [
+        *make_history(random.Random(5), 200),
+        *ops("ann reads x v2 =5/1 bounded:100 lag:7 on pg2; ann reserves x held:2 ? as k"),
+    ]:
         assert read_op(write_op(op)) == op
 
 

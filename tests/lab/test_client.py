@@ -5,7 +5,20 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from loadtest.client import CAUSAL, EVENTUAL, STRONG, Consistency, Patience, Session, adjust, classify, confirm, count, reserve, update_product
+from loadtest.client import (
+    CAUSAL,
+    EVENTUAL,
+    STRONG,
+    Consistency,
+    Patience,
+    Session,
+    adjust,
+    classify,
+    confirm,
+    count,
+    reserve,
+    update_product,
+)
 from loadtest.history.record import Line, read_op
 from loadtest.metrics import Meter
 from loadtest.recorder import Recorder
@@ -78,8 +91,16 @@ def test_read_says_what_it_asks_for(bench):
     made = bench(reply(200, STOCK, atelier_lag_ms="unknown"))
     for consistency in (CAUSAL, STRONG, Consistency("bounded", 250)):
         made.session.read_stock(7, consistency)
-    assert [headers["atelier-consistency"] for _, _, headers, _ in made.stub.seen] == ["causal", "strong", "bounded; max-lag-ms=250"]
-    assert [(op.mode, op.max_lag_ms, op.lag_ms) for op in made.ops] == [("causal", None, None), ("strong", None, None), ("bounded", 250, None)]
+    assert [headers["atelier-consistency"] for _, _, headers, _ in made.stub.seen] == [
+        "causal",
+        "strong",
+        "bounded; max-lag-ms=250",
+    ]
+    assert [(op.mode, op.max_lag_ms, op.lag_ms) for op in made.ops] == [
+        ("causal", None, None),
+        ("strong", None, None),
+        ("bounded", 250, None),
+    ]
 
 
 def test_what_is_not_found_has_version_zero(bench):
@@ -94,7 +115,9 @@ def test_what_is_not_found_has_version_zero(bench):
 def test_command_of_unknown_outcome_is_sent_again_under_its_key(bench):
     """Every attempt is on record; what may have been done is info, never a failure."""
     made = bench(
-        refuse(503, "outcome-unknown"), refuse(409, "idempotency-in-flight"), reply(200, {"lines": [STOCK]}, idempotency_replayed="true")
+        refuse(503, "outcome-unknown"),
+        refuse(409, "idempotency-in-flight"),
+        reply(200, {"lines": [STOCK]}, idempotency_replayed="true"),
     )
     made.session.command(adjust([(7, -1)]))
     keys = {headers["idempotency-key"] for _, _, headers, _ in made.stub.seen}
@@ -111,7 +134,12 @@ def test_refused_command_is_not_sent_again(bench):
     made = bench(refuse(409, "insufficient-stock"))
     made.session.command(reserve([(7, 3)], 60))
     (op,) = made.ops
-    assert (op.outcome, op.problem, op.ttl_s, op.lines) == ("refused", "insufficient-stock", 60, (Line("sku:7", held=3),))
+    assert (op.outcome, op.problem, op.ttl_s, op.lines) == (
+        "refused",
+        "insufficient-stock",
+        60,
+        (Line("sku:7", held=3),),
+    )
     assert (made.meter.all.refused, made.meter.all.errors.total()) == (1, 0)
 
 

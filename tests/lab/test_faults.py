@@ -133,7 +133,9 @@ def test_commands_sent_twice_have_two_keys(sabotaged, counting):
     assert len(keys) == len(set(keys)) > 30
 
 
-@pytest.mark.parametrize(("name", "mode", "other"), [("lagging-node", "causal", "strong"), ("deposed-node", "strong", "causal")])
+@pytest.mark.parametrize(
+    ("name", "mode", "other"), [("lagging-node", "causal", "strong"), ("deposed-node", "strong", "causal")]
+)
 def test_answers_of_the_past_come_again(sabotaged, name, mode, other):
     """A read of that kind gets what was answered before; other kinds are fresh."""
     proxy = sabotaged(name, chance=1.0, age_s=0.0)
@@ -145,7 +147,9 @@ def test_answers_of_the_past_come_again(sabotaged, name, mode, other):
 def stream(handler, _):
     """A feed of fifty events; then it ends."""
     handler.close_connection = True
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n: follows 0.x\n\n")
+    handler.wfile.write(
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n: follows 0.x\n\n"
+    )
     after = int(handler.headers.get("Last-Event-ID", "0.x").partition(".")[0])
     for n in range(after + 1, min(after + 20, 50) + 1):
         handler.wfile.write(b'id: %d.x\nevent: stock\ndata: {"sku_id":7,"version":%d}\n\n' % (n, n))
@@ -232,5 +236,7 @@ def test_timeline_carries_faults_out_in_order_and_mends_what_is_open():
     timeline.stop()
     thread.join(timeout=5)
     assert done == ["early begins", "early ends", "broken ends", "late begins", "open begins", "late ends", "open ends"]
-    assert [(span.name, span.error) for span in timeline.spans if span.error] == [("broken", "RuntimeError: no such node")]
+    assert [(span.name, span.error) for span in timeline.spans if span.error] == [
+        ("broken", "RuntimeError: no such node")
+    ]
     assert all(span.ended_s is not None and span.ended_s >= span.began_s for span in timeline.spans)

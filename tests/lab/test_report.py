@@ -1,5 +1,7 @@
 """The report: one file that needs nothing else, opened in a real browser."""
 
+# ruff: noqa: E501 - tables and scripts keep their lines
+
 import json
 
 import pytest
@@ -69,7 +71,9 @@ def opened(page, tmp_path):
 
 def test_charts_are_drawn_and_nothing_is_complained_of(opened):
     """Every chart has its lines or areas, and the console is empty."""
-    drawn = opened.evaluate("[...document.querySelectorAll('figure')].map(f => f.querySelectorAll('path.series, path.area').length)")
+    drawn = opened.evaluate(
+        "[...document.querySelectorAll('figure')].map(f => f.querySelectorAll('path.series, path.area').length)"
+    )
     assert drawn == [4, 2, 1, 1, 2]
     paths = opened.evaluate("[...document.querySelectorAll('path')].map(p => p.getAttribute('d'))")
     assert all(path and "NaN" not in path for path in paths)

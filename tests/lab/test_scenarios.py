@@ -1,4 +1,6 @@
-"""Short runs of the scenarios against a real cluster: valid as they are, invalid once something is broken on purpose."""
+"""Short runs of the scenarios on a real cluster: valid as they are, invalid once something is broken on purpose."""
+
+# ruff: noqa: E501 - tables and scripts keep their lines
 
 import json
 import subprocess
@@ -41,7 +43,13 @@ def run(embedded, tmp_path):
     """Runs one scenario; gives its exit status, its words and its summary."""
 
     def run_scenario(name, *options, duration_s=4):
-        words = [f"--data-dir={embedded.data_dir}", f"--duration={duration_s}", "--rate=0.6", f"--out={tmp_path}", *options]
+        words = [
+            f"--data-dir={embedded.data_dir}",
+            f"--duration={duration_s}",
+            "--rate=0.6",
+            f"--out={tmp_path}",
+            *options,
+        ]
         command = [sys.executable, "-m", "loadtest", "run", name, *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=350, check=False)
         assert "Traceback" not in done.stderr, done.stderr
@@ -126,7 +134,9 @@ def test_wrong_command_lines_end_in_one_clear_line():
     """No traceback, and a status that is no verdict of validity."""
     for words in (["run", "no-such-scenario"], ["run", "mixed", "--url", "http://127.0.0.1:9"], ["run", "replica-kill", "--url", "x", "--api-key", "k"],
                   ["run", "mixed", "--data-dir", "/nonexistent"], ["run", "mixed", "--url", "http://127.0.0.1:9", "--api-key", "k"]):  # fmt: skip
-        done = subprocess.run([sys.executable, "-m", "loadtest", *words], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "loadtest", *words], capture_output=True, text=True, timeout=120, check=False
+        )
         assert done.returncode == 2, words
         assert "Traceback" not in done.stderr, done.stderr
         assert done.stderr.splitlines()[-1].startswith("loadtest: "), done.stderr
