@@ -142,13 +142,17 @@ class TopologyMonitor:
         Raises:
             DeadlineExceededError: the primary did not answer in time.
         """
+        return await self.wait_until(self.is_fresh_from_now(), deadline)
+
+    def is_fresh_from_now(self) -> Callable[[ClusterSnapshot], bool]:
+        """A test of snapshots: whether the primary has been probed once more, beginning after this call."""
         since_s = self._clock()
 
-        def is_newer(snapshot: ClusterSnapshot) -> bool:
+        def is_fresh(snapshot: ClusterSnapshot) -> bool:
             primary = snapshot.primary
             return bool(primary and primary.observation and primary.observation.observed_at_s >= since_s)
 
-        return await self.wait_until(is_newer, deadline)
+        return is_fresh
 
     def suspect(self, name: str) -> None:
         """Somebody had trouble with a node: probe it now."""
