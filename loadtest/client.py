@@ -19,7 +19,19 @@ from loadtest.transport import Answer, Request, Transport
 
 _UNKNOWN_PROBLEMS = frozenset({"idempotency-in-flight", "outcome-unknown", "primary-unavailable"})
 _GIVEN_UP = Answer(0, error="given up")
-_REFUSALS_THAT_ARE_ERRORS = frozenset({"overloaded", "no-replica", "too-many-requests", "history-lost"})
+# What a client that does everything right is not told by a service that works.
+_REFUSALS_THAT_ARE_ERRORS = frozenset(
+    {
+        "overloaded",
+        "no-replica",
+        "too-many-requests",
+        "history-lost",
+        "idempotency-conflict",
+        "invalid-request",
+        "unauthorized",
+        "forbidden",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +90,7 @@ class Session:
         recorder: Recorder,
         clock: Clock,
         rng: random.Random,
+        run_id: str,
         patience: Patience | None = None,
         sleep: Callable[[float], None] = time.sleep,
         timed: bool = True,
@@ -86,6 +99,7 @@ class Session:
 
         Args:
             name: of the session in the history.
+            run_id: begins every command key, so that runs of the same seed do not meet under one key.
             timed: its requests count in the figures.
         """
         self._base_name = name
@@ -98,6 +112,7 @@ class Session:
         self.rng = rng
         self._patience = patience or Patience()
         self._sleep = sleep
+        self._run_id = run_id
         self._timed = timed
         self.token: str | None = None
         self.intended_s: float | None = None
@@ -172,7 +187,7 @@ class Session:
 
     def command(self, command: Command) -> Answer:
         """Sends a command; while its outcome is unknown, again under the same key, as often as patience allows."""
-        key = f"lab-{self.rng.getrandbits(64):016x}"
+        key = f"lab-{self._run_id}-{self.rng.getrandbits(64):016x}"
         wait_s = self._patience.first_wait_s
         for attempt in range(self._patience.attempts):
             answer = self._attempt(command, key)

@@ -7,6 +7,7 @@ Every process makes a small shop of its own through the API, so workers need not
 
 import os
 import random
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +101,15 @@ def open_stage(environment: Environment, **_: Any) -> None:
     # All processes of one machine count from the same moment.
     clock, recorder = start_clock(0.0), Recorder(history, Meter())
     prefix = f"{number}-{os.getpid()}/"
-    rng = random.Random(f"{options.seed}/{number}/{os.urandom(8).hex()}")
+    rng, run_id = random.Random(f"{options.seed}/{number}"), secrets.token_hex(4)
     transport = PlainTransport(environment.host or "")
-    session = Session(f"{prefix}setup", transport, api_key=options.api_key, recorder=recorder, clock=clock, rng=rng)
+    session = Session(
+        f"{prefix}setup", transport, api_key=options.api_key, recorder=recorder, clock=clock, rng=rng, run_id=run_id
+    )
     world = make_world(session, Shop(products=options.products), hot=8)
-    LabUser.stage = Stage(world, recorder, clock=clock, api_key=options.api_key, seed=options.seed, prefix=prefix)
+    LabUser.stage = Stage(
+        world, recorder, clock=clock, api_key=options.api_key, seed=options.seed, run_id=run_id, prefix=prefix
+    )
     LabUser.rate_per_s = options.arrivals
 
 

@@ -1,6 +1,7 @@
 """One run of a scenario: brings everything up, lets the users loose, breaks things, reads what is left, and judges."""
 
 import random
+import secrets
 import shutil
 import threading
 import time
@@ -102,6 +103,7 @@ class Lab:
         self.scenario = plan.scenario
         self.say = say
         self.clock: Clock = start_clock()
+        self.run_id = secrets.token_hex(4)
         self.meter = Meter()
         self.recorder = Recorder(plan.out / "history.jsonl", self.meter)
         self.embedded: Embedded | None = None
@@ -182,7 +184,9 @@ class Lab:
         self.say("making the shop")
         session = self._own_session("setup")
         world = make_world(session, self.scenario.shop, hot=self.scenario.hot)
-        return Stage(world, self.recorder, clock=self.clock, api_key=self.api_key, seed=self.plan.seed)
+        return Stage(
+            world, self.recorder, clock=self.clock, api_key=self.api_key, seed=self.plan.seed, run_id=self.run_id
+        )
 
     def _own_session(self, name: str) -> Session:
         return Session(
@@ -191,7 +195,8 @@ class Lab:
             api_key=self.api_key,
             recorder=self.recorder,
             clock=self.clock,
-            rng=random.Random(f"{self.plan.seed}/{name}/{time.time_ns()}"),
+            rng=random.Random(f"{self.plan.seed}/{name}"),
+            run_id=self.run_id,
             patience=Patience(attempts=20),
             timed=False,
         )

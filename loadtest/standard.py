@@ -19,6 +19,7 @@ from loadtest.scenarios.registry import SCENARIOS
 
 _DURATION_S = 20.0
 _SABOTAGE_S = 10.0
+_PHASE_S = 4.0
 _LIMIT_S = 400
 _STATES = {EXIT_VALID: "valid", EXIT_INVALID: "invalid", EXIT_UNKNOWN: "unknown"}
 
@@ -87,7 +88,9 @@ def _run_everything(arguments: argparse.Namespace, where: list[str], out: Path) 
     for name in names:
         scenario = SCENARIOS.get(name)
         if scenario is not None and not (arguments.url and scenario.needs_cluster):
-            yield _run_one(name, [name, *common, f"--duration={duration_s}", f"--out={out / name}"], sabotage=None)
+            # A phase shorter than this has no figures of its own.
+            length_s = max(duration_s, _PHASE_S * len(scenario.phases))
+            yield _run_one(name, [name, *common, f"--duration={length_s}", f"--out={out / name}"], sabotage=None)
     for name, sabotage in SABOTAGES.items():
         if sabotage.by_proxy and (not arguments.only or name in arguments.only) and not arguments.url:
             words = [

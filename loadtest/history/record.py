@@ -111,7 +111,9 @@ _KNOWN_LINE = frozenset(Line._fields)
 
 def write_op(op: Op) -> str:
     """One line of JSON, without its end; what has its default value is left out."""
-    document = {name: value for name, value in zip(Op._fields, op, strict=True) if value != _OP_DEFAULTS.get(name, ...)}
+    document: dict[str, Any] = {
+        name: value for name, value in zip(Op._fields, op, strict=True) if value != _OP_DEFAULTS.get(name, ...)
+    }
     if op.lines:
         document["lines"] = [
             {

@@ -130,7 +130,7 @@ def _read_numbered(text: str, number: int) -> Op:
 
 def _make_op(row: Row) -> Op:
     lines = tuple([Line(*line) for line in row[6]])
-    return Op(*row[:6], lines, *row[7:])
+    return Op._make((*row[:6], lines, *row[7:]))
 
 
 class _RowWriter:

@@ -2,7 +2,7 @@
 // Draws the charts of a report as SVG from the data in the page. All charts share one time axis, and the faults are on it.
 (() => {
   const { series, faults, phases } = JSON.parse(document.getElementById("data").textContent);
-  const WIDTH = 1032, HEIGHT = 190, LEFT = 52, RIGHT = 8, TOP = 22, BOTTOM = 22;
+  const WIDTH = 1032, HEIGHT = 190, LEFT = 52, RIGHT = 18, TOP = 22, BOTTOM = 22;
   const at = series.at_s;
   const first = at[0], last = Math.max(at[at.length - 1], first + 1);
   const toX = (s) => LEFT + ((s - first) / (last - first)) * (WIDTH - LEFT - RIGHT);

@@ -62,7 +62,7 @@ def tell_verdict(verdict: dict[str, Any]) -> str:
     """The last column: the witness, and how many more there are."""
     if verdict["only_reported"] and not verdict["ops"]:
         return "Never seen. It decides nothing: commits may become visible in another order on a replica."
-    more = f" And {verdict['also']} more like it." if verdict["also"] else ""
+    more = f". And {verdict['also']} more like it." if verdict["also"] else ""
     return f"{verdict['witness']}{more}"
 
 

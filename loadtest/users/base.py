@@ -22,7 +22,7 @@ class Stage:
     """What a run gives to its users: where they are, and who writes down what they do."""
 
     def __init__(
-        self, world: World, recorder: Recorder, *, clock: Clock, api_key: str, seed: int, prefix: str = ""
+        self, world: World, recorder: Recorder, *, clock: Clock, api_key: str, seed: int, run_id: str, prefix: str = ""
     ) -> None:
         """Stores it; `prefix` tells the sessions of several processes apart."""
         self.world = world
@@ -30,6 +30,7 @@ class Stage:
         self.clock = clock
         self.api_key = api_key
         self.seed = seed
+        self.run_id = run_id
         self.prefix = prefix
         self.reservations: list[str] = []
         self.stopping = False
@@ -109,6 +110,7 @@ class LabUser(FastHttpUser):
             recorder=stage.recorder,
             clock=stage.clock,
             rng=self.rng,
+            run_id=stage.run_id,
         )
 
     def on_start(self) -> None:

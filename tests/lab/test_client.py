@@ -38,7 +38,8 @@ class Bench:
         self.now_s = 0.0
         self.transport = PlainTransport(url)
         self.session = Session(
-            "ann", self.transport, api_key="key", recorder=self.recorder, clock=self.tick, rng=random.Random(1),
+            "ann", self.transport, api_key="key",
+            recorder=self.recorder, clock=self.tick, rng=random.Random(1), run_id="run",
             patience=Patience(attempts=4), sleep=lambda _: None,
         )  # fmt: skip
 
@@ -206,3 +207,12 @@ def test_connection_that_breaks_leaves_the_outcome_open(tmp_path):
     made.session.command(adjust([(7, -1)]))
     assert [op.outcome for op in made.ops] == ["info"] * 4 + ["fail"] * 4
     assert set(made.meter.all.errors) == {"no answer", "refused connection"}
+
+
+def test_runs_of_the_same_seed_do_not_meet_under_one_key(bench):
+    """The seed decides what is done; the run decides under which keys."""
+    made = bench(refuse(422, "idempotency-conflict"))
+    made.session.command(adjust([(7, -1)]))
+    (op,) = made.ops
+    assert op.command.startswith("lab-run-")
+    assert made.meter.all.errors == {"idempotency-conflict": 1}

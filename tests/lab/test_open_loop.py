@@ -37,7 +37,7 @@ class Visitor(LabUser):
         self.session.get("/x", "/x")
 
 meter = Meter()
-Visitor.stage = Stage(World((), (), 0, 0), Recorder(None, meter), clock=start_clock(), api_key="k", seed=4)
+Visitor.stage = Stage(World((), (), 0, 0), Recorder(None, meter), clock=start_clock(), api_key="k", seed=4, run_id="run")
 environment = Environment(user_classes=[Visitor], host=sys.argv[1], stop_timeout=5)
 runner = environment.create_local_runner()
 runner.start(1, spawn_rate=1)

@@ -91,7 +91,7 @@ def test_verdicts_stand_on_top_with_their_witness(opened):
     """The table comes before the charts and tells in words what was wrong; text is text, never markup."""
     rows = opened.evaluate("[...document.querySelectorAll('.verdicts tbody tr')].map(r => r.innerText)")
     assert "✗ invalid" in rows[0]
-    assert "session <ann> saw & lost And 3 more like it." in rows[0]
+    assert "session <ann> saw & lost. And 3 more like it." in rows[0]
     assert "reported" in rows[3]
     above = "document.querySelector('.verdicts').getBoundingClientRect().bottom < document.querySelector('svg').getBoundingClientRect().top"
     assert opened.evaluate(above)
