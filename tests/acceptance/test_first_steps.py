@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import uuid
@@ -43,6 +44,9 @@ class Home:
     def post(self, path: str, body: object) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.key}", "Idempotency-Key": uuid.uuid4().hex}
         return httpx.post(f"{self.url}{path}", json=body, headers=headers, timeout=15)
+
+    def port_of(self, node: str) -> int:
+        return json.loads((self.folder / "cluster.json").read_text())["ports"][node]
 
     def nodes(self) -> dict[str, dict[str, Any]]:
         return {node["name"]: node for node in self.get("/cluster").json()["nodes"]}
@@ -115,6 +119,16 @@ def test_reads_go_on_when_a_replica_is_killed_and_it_comes_back(home: Home) -> N
     home.run("cluster", "start", "pg3")
     wait_until(lambda: home.nodes()["pg3"]["state"] == "streaming", what="the return of pg3")
     wait_until(lambda: home.get("/products/1").headers["Atelier-Served-By"] == "pg3", what="a read from pg3")
+
+
+def test_service_follows_a_node_to_another_port(home: Home) -> None:
+    """A stranger took the port while the node was down; nobody restarts the service for that."""
+    port = home.port_of("pg3")
+    home.run("cluster", "stop", "pg3")
+    with socket.create_server(("127.0.0.1", port)):
+        home.run("cluster", "start", "pg3")
+    assert home.port_of("pg3") != port
+    wait_until(lambda: home.nodes()["pg3"]["state"] == "streaming", what="the service's sight of pg3")
 
 
 def test_promoted_replica_takes_commands_without_a_restart(home: Home) -> None:

@@ -142,7 +142,9 @@ def _start_service(launch: Launch, cluster: EmbeddedCluster, port: int) -> "subp
     launch.say(f"starting the service at {url}")
     names = {"ATELIER_ROLE": "all", "ATELIER_HOST": HOST, "ATELIER_PORT": str(port)}
     environ = over_environment({**cluster.environment(), **names})
-    for name in ("ATELIER_DATA_DIR", "ATELIER_MIGRATOR_PASSWORD"):
+    # A node that starts again may have to take another port; the service follows the list.
+    environ["ATELIER_NODES_FILE"] = str(folder.node_list)
+    for name in ("ATELIER_NODES", "ATELIER_DATA_DIR", "ATELIER_MIGRATOR_PASSWORD"):
         environ.pop(name, None)
     child = start_service(folder, environ, url=url, operator=own_identity() if launch.watched else None)
     try:

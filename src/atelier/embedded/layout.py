@@ -5,6 +5,7 @@
 ├── lock              held by the command that is working on the cluster
 ├── up.lock           held by the `up` that is starting
 ├── cluster.json      the nodes, their ports, who is the primary
+├── nodes.list        where each node listens, for the running service, which reads it again and again
 ├── secrets.json      passwords and the token key
 ├── api-key           the demo key
 ├── service.json      the running service, and service.log
@@ -29,6 +30,7 @@ _OURS = frozenset(
         "lock",
         "up.lock",
         "cluster.json",
+        "nodes.list",
         "secrets.json",
         "api-key",
         "service.json",
@@ -83,6 +85,7 @@ class DataFolder:
         self.service_log = self.path / "service.log"
         self.nodes_link = self.path / "nodes"
         self._state = self.path / "cluster.json"
+        self.node_list = self.path / "nodes.list"
         self._secrets = self.path / "secrets.json"
 
     @property
@@ -146,9 +149,10 @@ class DataFolder:
             raise DataFolderError(f"{self._state} is damaged: {error}") from error
 
     def save_state(self, state: ClusterState) -> None:
-        """Writes `cluster.json`, whole or not at all."""
+        """Writes `cluster.json`, and `nodes.list` for the service, each whole or not at all."""
         content = {"format": _FORMAT, **{name: getattr(state, name) for name in ClusterState.__slots__}}
         write_private(self._state, json.dumps(content, indent=2) + "\n")
+        write_private(self.node_list, "".join(f"{name}=127.0.0.1:{port}\n" for name, port in state.ports.items()))
 
     def load_secrets(self) -> Secrets:
         """Reads the secrets, which are generated at the first call."""
