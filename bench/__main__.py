@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-SUBJECTS = ("reads",)
+SUBJECTS = ("reads", "commands")
 
 
 def main() -> int:

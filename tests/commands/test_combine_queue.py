@@ -118,15 +118,15 @@ async def test_slow_batches_get_smaller_and_quick_full_ones_larger() -> None:
 
     async def work(items: Sequence[int]) -> Sequence[int]:
         sizes.append(len(items))
-        now[0] += 1.0 if len(items) > 8 else 0.001
+        now[0] += 1.0 if len(items) > 40 else 0.001
         await asyncio.sleep(0)
         return items
 
-    limits = QueueLimits(waiting=1000, lanes=1, largest_batch=64, target_s=0.5)
+    limits = QueueLimits(waiting=1000, lanes=1, largest_batch=256, target_s=0.5)
     async with Combiner(work, limits, clock=lambda: now[0]) as combiner:
-        await asyncio.gather(*(combiner.submit(item, soon()) for item in range(300)))
-    assert sizes[0] == 64
-    assert max(sizes[4:]) <= 16
+        await asyncio.gather(*(combiner.submit(item, soon()) for item in range(900)))
+    assert sizes[0] == 256
+    assert max(sizes[3:]) <= 64
 
 
 async def test_closing_finishes_what_is_queued_and_takes_nothing_more() -> None:
@@ -158,3 +158,21 @@ async def test_work_that_breaks_fails_its_batch_and_not_the_lane() -> None:
         with pytest.raises(RuntimeError):
             await combiner.submit("a", soon())
         assert await combiner.submit("b", soon()) == "b"
+
+
+async def test_second_lane_helps_when_the_first_is_slow() -> None:
+    """What waits is left to the first lane for a moment, so that batches are large; then it is carried out anyway."""
+    work = Work()
+    work.gate.clear()
+    limits = QueueLimits(waiting=100, lanes=2, largest_batch=16, target_s=60.0)
+    async with Combiner(work, limits, clock=time.monotonic) as combiner:
+        tasks = [asyncio.create_task(combiner.submit("a", soon()))]
+        await until(lambda: work.batches)
+        tasks += [asyncio.create_task(combiner.submit(item, soon())) for item in "bc"]
+        await until(lambda: combiner.waiting == 2)
+        async with asyncio.timeout(5):
+            while len(work.batches) < 2:
+                await asyncio.sleep(0.001)
+        work.gate.set()
+        assert await asyncio.gather(*tasks) == ["A", "B", "C"]
+    assert work.batches == [["a"], ["b", "c"]]

@@ -16,7 +16,12 @@ from atelier.errors import OutcomeUnknownError, OverloadedError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_SMALLEST_BATCH = 4
+# Below this the fixed cost of a transaction outweighs what its commands cost: where the machine itself is slow, smaller
+# batches would only make it slower.
+_SMALLEST_BATCH = 32
+# A second lane leaves what waits to the first one for this long, because one batch of all costs less than two of half;
+# then it helps: the first one may stand before a lock.
+_PATIENCE_S = 0.02
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +97,8 @@ class Combiner(Generic[Item, Result]):
         self._free: deque[asyncio.Future[None]] = deque()
         self._lanes: list[asyncio.Task[None]] = []
         self._is_closing = False
+        self._running = 0
+        self._finished = asyncio.Event()
 
     async def __aenter__(self) -> "Combiner[Item, Result]":
         """Opens the lanes."""
@@ -156,10 +163,26 @@ class Combiner(Generic[Item, Result]):
                 free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._free.append(free)
                 await free
+            if self._running and self.waiting < self._size.now and not self._is_closing:
+                await self._leave_it_to_others()
+                if not self.waiting:
+                    continue
             batch = self._take()
             started_s = self._clock()
+            self._running += 1
             await self._carry_out(batch)
+            self._running -= 1
+            finished, self._finished = self._finished, asyncio.Event()
+            finished.set()
             self._size.learn(len(batch), self._clock() - started_s)
+
+    async def _leave_it_to_others(self) -> None:
+        """Waits until a lane that is busy now is free, and takes what waits; not for long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._finished.wait()
+                # The lane that finished goes on in this turn of the loop; what it leaves is ours.
+                await asyncio.sleep(0)
 
     def _take(self) -> list[_Ticket[Item, Result]]:
         batch: list[_Ticket[Item, Result]] = []

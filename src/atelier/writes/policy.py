@@ -11,7 +11,7 @@ class WritePolicy:
     """Batches of inventory commands at the same time: one commits while the next is being read and decided."""
     largest_batch: int = 256
     """More commands in one transaction only make the last of them wait for the first."""
-    batch_target_s: float = 0.05
+    batch_target_s: float = 0.2
     """A batch that took longer makes the next ones smaller: the time a command stands in a batch is latency."""
     queue_limit: int = 2_000
     """Inventory commands that wait; at the rate of a hot SKU this is about half a second."""
