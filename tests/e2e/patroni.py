@@ -13,7 +13,8 @@ def members(stack: Stack) -> dict[str, dict[str, object]]:
     """What Patroni says of each node; nothing while it says nothing."""
     for node in NODES:
         try:
-            listed = json.loads(stack.exec(node, "patronictl", "list", "--format", "json"))
+            # A node that is cut off from etcd would ask for minutes.
+            listed = json.loads(stack.exec(node, "timeout", "5", "patronictl", "list", "--format", "json"))
         except (AssertionError, ValueError):
             continue
         return {member["Member"]: member for member in listed}
