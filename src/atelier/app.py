@@ -67,9 +67,7 @@ def create_app(settings: Settings) -> Edge:
         routers.append(build_feed_handler(Feed(tail, monitor, keys, clock=clock, limits=FeedLimits())))
 
     service = (
-        WriteService(monitor, settings, write_policy_of(settings), clock=clock)
-        if settings.role != "reads"
-        else None
+        WriteService(monitor, settings, write_policy_of(settings), clock=clock) if settings.role != "reads" else None
     )
     if service is not None:
         verifier = KeyVerifier(service.look_up_key, clock=clock, now=utc_now)

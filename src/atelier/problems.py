@@ -117,9 +117,7 @@ TYPES: Mapping[str, ProblemType] = {
 class ProblemError(AtelierError):
     """A request is refused."""
 
-    def __init__(
-        self, name: str, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any
-    ) -> None:
+    def __init__(self, name: str, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any) -> None:
         """Makes the refusal.
 
         Args:
