@@ -1,7 +1,6 @@
 """Reads with tokens over real replicas that lag, and what would happen without the rules."""
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -19,7 +18,7 @@ from atelier.reads.executor import Answer
 from atelier.token import CausalToken
 from atelier.topology.state import NodeState
 from tests.conftest import ClusterFactory
-from tests.fixtures.reading import Reading, Shop, make_settings, open_reading, open_shop
+from tests.fixtures.reading import Reading, Shop, flicker, make_settings, open_reading, open_shop
 from tests.support import running_cluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
@@ -75,19 +74,6 @@ async def pauses(lagging: EmbeddedCluster) -> AsyncIterator[Pauses]:
 def on_hand(answer: Answer) -> int:
     """The quantity in an answer."""
     return int(msgspec.json.decode(answer.rows[0]["body"])["on_hand"])
-
-
-async def flicker(cluster: EmbeddedCluster, until: asyncio.Event) -> None:
-    """Pauses and resumes the replicas' replay at random, so that there is always one that lags."""
-    dice = random.Random(5)
-    nodes = [await asyncpg.connect(cluster.superuser_dsn(name)) for name in ("pg2", "pg3")]
-    while not until.is_set():
-        node = dice.choice(nodes)
-        await node.execute("select pg_wal_replay_pause()")
-        await asyncio.sleep(dice.uniform(0, 0.06))
-        await node.execute("select pg_wal_replay_resume()")
-    for node in nodes:
-        await node.close()
 
 
 async def write_and_read(reading: Reading, shop: Shop, times: int) -> tuple[int, list[str]]:
