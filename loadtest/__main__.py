@@ -38,7 +38,9 @@ def make_parser() -> argparse.ArgumentParser:
     run.set_defaults(run=run_one)
     every = commands.add_parser("all", help="run every scenario, and some sabotages that must be caught")
     add_run_options(every)
-    every.add_argument("--only", action="append", default=[], metavar="NAME", help="these scenarios alone")
+    every.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="these scenarios and sabotages alone"
+    )
     every.set_defaults(run=run_all)
     listing = commands.add_parser("list", help="name scenarios, checkers and sabotages")
     listing.set_defaults(run=list_names)

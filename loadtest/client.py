@@ -4,34 +4,20 @@ A session does one thing at a time. It ends, and a new one begins under another 
 failover threw away what the session had seen.
 """
 
-import hashlib
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
+from loadtest.answers import classify, describe_error, fingerprint, is_definite, parse_lag, stock_line, version_of
 from loadtest.clock import Clock
+from loadtest.commands import Command, learn
 from loadtest.history.record import READ, Line, Op
 from loadtest.recorder import Recorder
 from loadtest.transport import Answer, Request, Transport
 
-_UNKNOWN_PROBLEMS = frozenset({"idempotency-in-flight", "outcome-unknown", "primary-unavailable"})
 _GIVEN_UP = Answer(0, error="given up")
-# What a client that does everything right is not told by a service that works.
-_REFUSALS_THAT_ARE_ERRORS = frozenset(
-    {
-        "overloaded",
-        "no-replica",
-        "too-many-requests",
-        "history-lost",
-        "idempotency-conflict",
-        "invalid-request",
-        "unauthorized",
-        "forbidden",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +47,6 @@ class Patience:
     attempts: int = 6
     first_wait_s: float = 0.1
     longest_wait_s: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A command as it is sent, and what it is to change."""
-
-    kind: str
-    method: str
-    path: str
-    name: str
-    body: Any
-    lines: tuple[Line, ...]
-    headers: Mapping[str, str] = field(default_factory=dict)
-    reservation: str | None = None
-    ttl_s: float | None = None
 
 
 class Session:
@@ -263,137 +234,3 @@ class Session:
             self.token = token
         elif token:
             self.token = token
-
-
-# ---------------------------------------------------------------- the commands
-
-
-def adjust(lines: Sequence[tuple[int, int]], reason: str = "lab") -> Command:
-    """Adds to what is on hand of some SKUs."""
-    body = {"reason": reason, "lines": [{"sku_id": sku_id, "delta": delta} for sku_id, delta in lines]}
-    planned = tuple(Line(f"sku:{sku_id}", delta=delta) for sku_id, delta in lines)
-    return Command("adjust", "POST", "/inventory/adjustments", "/inventory/adjustments", body, planned)
-
-
-def count(sku_id: int, on_hand: int, version: int) -> Command:
-    """Sets what is on hand after somebody looked into the shelf."""
-    planned = (Line(f"sku:{sku_id}", delta=None),)
-    headers = {"If-Match": f'"{version}"'}
-    return Command("count", "PUT", f"/inventory/{sku_id}", "/inventory/[id]", {"on_hand": on_hand}, planned, headers)
-
-
-def reserve(lines: Sequence[tuple[int, int]], ttl_s: int) -> Command:
-    """Promises some SKUs to a buyer."""
-    body = {"ttl_seconds": ttl_s, "lines": [{"sku_id": sku_id, "quantity": quantity} for sku_id, quantity in lines]}
-    planned = tuple(Line(f"sku:{sku_id}", held=quantity) for sku_id, quantity in lines)
-    return Command("reserve", "POST", "/reservations", "/reservations", body, planned, ttl_s=ttl_s)
-
-
-def confirm(reservation: str, lines: Sequence[tuple[int, int]]) -> Command:
-    """Sells what was reserved."""
-    planned = tuple(Line(f"sku:{sku_id}", delta=-quantity, held=-quantity) for sku_id, quantity in lines)
-    return _settle("confirm", reservation, planned)
-
-
-def release(reservation: str, lines: Sequence[tuple[int, int]]) -> Command:
-    """Gives back what was reserved."""
-    return _settle("release", reservation, tuple(Line(f"sku:{sku_id}", held=-quantity) for sku_id, quantity in lines))
-
-
-def _settle(kind: str, reservation: str, planned: tuple[Line, ...]) -> Command:
-    path, name = f"/reservations/{reservation}/{kind}", f"/reservations/[id]/{kind}"
-    return Command(kind, "POST", path, name, None, planned, reservation=reservation)
-
-
-def update_product(product_id: int, fields: Mapping[str, str], version: int | None = None) -> Command:
-    """Changes some fields of a product, only from a version where one is given."""
-    headers = {"If-Match": f'"{version}"'} if version is not None else {}
-    planned = (Line(f"product:{product_id}"),)
-    return Command("update", "PATCH", f"/products/{product_id}", "/products/[id]", dict(fields), planned, headers)
-
-
-def create_product(body: Mapping[str, Any]) -> Command:
-    """Makes a whole product."""
-    return Command("create", "POST", "/products", "/products", dict(body), ())
-
-
-def learn(command: Command, answer: Answer) -> tuple[tuple[Line, ...], str | None]:
-    """What an acknowledged command's answer adds to what was planned."""
-    document = answer.json() or {}
-    planned = {line.key: line for line in command.lines}
-    if command.kind == "adjust":
-        return tuple(_tell(planned[f"sku:{told['sku_id']}"], told) for told in document["lines"]), None
-    if command.kind == "count":
-        line = _tell(command.lines[0], document)
-        # A count that finds what was known changes nothing and makes no version: it says nothing of its own.
-        unchanged = command.headers["If-Match"] == f'"{line.version}"'
-        return () if unchanged else (line,), None
-    if command.kind == "update":
-        return (command.lines[0]._replace(version=version_of(answer)),), None
-    if command.kind == "create":
-        return (Line(f"product:{document['id']}", version_of(answer)),), None
-    reservation = str(document["reservation_id"])
-    version = 1 if command.kind == "reserve" else 2
-    return (*command.lines, Line(f"reservation:{reservation}", version)), reservation
-
-
-def _tell(line: Line, told: Mapping[str, int]) -> Line:
-    return line._replace(version=told["version"], on_hand=told["on_hand"], reserved=told["reserved"])
-
-
-# ---------------------------------------------------------------- reading answers
-
-
-def classify(answer: Answer) -> str:
-    """The outcome of a command: what is not certain is `info`."""
-    if answer.is_ok:
-        return "ok"
-    if answer.status == 0:
-        return "fail" if answer.never_sent else "info"
-    if answer.problem in _UNKNOWN_PROBLEMS or (answer.status >= 500 and answer.problem != "overloaded"):
-        return "info"
-    return "refused"
-
-
-def is_definite(answer: Answer) -> bool:
-    """Whether the service did what a service is there for: it did it, or refused for a reason of the shop's."""
-    return classify(answer) in ("ok", "refused") and answer.problem not in _REFUSALS_THAT_ARE_ERRORS
-
-
-def describe_error(answer: Answer) -> str:
-    """A short name for what went wrong."""
-    if answer.status:
-        return answer.problem if answer.problem and answer.status != 500 else f"status {answer.status}"
-    return "refused connection" if answer.never_sent else "no answer"
-
-
-def stock_line(key: str, answer: Answer) -> Line:
-    """What a GET of an inventory shows; version 0 when there is nothing."""
-    told = answer.json() if answer.is_ok else None
-    return _tell(Line(key), told) if told else Line(key, 0)
-
-
-def version_of(answer: Answer) -> int:
-    """The version in an ETag (`"7"` or `"7-..."`); 0 when there is none."""
-    digits = (answer.header("etag") or "").strip('"').partition("-")[0]
-    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 and answer.is_ok else 0
-
-
-def parse_lag(answer: Answer) -> float | None:
-    """`Atelier-Lag-Ms`; None when it is not known."""
-    try:
-        return float(answer.header("atelier-lag-ms") or "unknown")
-    except ValueError:
-        return None
-
-
-def fingerprint(token: str | None) -> str | None:
-    """Ten digits that tell tokens apart."""
-    return hashlib.blake2b(token.encode(), digest_size=5).hexdigest() if token else None
-
-
-def pick_lines(rng: random.Random, sku_ids: Iterable[int], most: int) -> list[tuple[int, int]]:
-    """Some SKUs in random order with a small quantity each."""
-    ids = list(sku_ids)
-    chosen = rng.sample(ids, min(rng.randint(1, most), len(ids)))
-    return [(sku_id, rng.randint(1, 2)) for sku_id in chosen]

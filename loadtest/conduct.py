@@ -13,10 +13,11 @@ import psutil
 from loadtest.checkers.registry import conclude, exit_status
 from loadtest.checkers.verdict import State
 from loadtest.faults.embedded import EmbeddedFailedError
+from loadtest.plan import Plan, Result
 from loadtest.progress import show_progress
 from loadtest.report.page import write_report
 from loadtest.report.summary import summarise, tell_in_one_line
-from loadtest.run import Lab, Plan, Result
+from loadtest.run import Lab
 from loadtest.sabotage.registry import SABOTAGES
 from loadtest.sabotage.tamper import NothingToBreakError
 from loadtest.scenarios.registry import SCENARIOS

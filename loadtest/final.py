@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from loadtest.client import STRONG, stock_line, version_of
+from loadtest.answers import stock_line, version_of
+from loadtest.client import STRONG
 from loadtest.clock import Clock
 from loadtest.history.record import Line, Op
 from loadtest.recorder import Recorder

@@ -7,8 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import gevent
 from locust import User
@@ -16,19 +14,21 @@ from locust.env import Environment
 
 from loadtest.checkers.registry import check_history, doubt_all
 from loadtest.checkers.verdict import Verdict
-from loadtest.client import Patience, Session, adjust
+from loadtest.client import Patience, Session
 from loadtest.clock import Clock, start_clock
+from loadtest.commands import adjust
 from loadtest.faults.embedded import Embedded
 from loadtest.faults.tcp_proxy import TcpProxy
-from loadtest.faults.timeline import Span, Timeline
+from loadtest.faults.timeline import Timeline
 from loadtest.final import FinalStateError, Surveyor, is_answering
-from loadtest.history.record import MalformedHistoryError, read_op, write_op
+from loadtest.history.record import MalformedHistoryError
 from loadtest.history.store import StoredHistory
-from loadtest.metrics import Histogram, Meter
+from loadtest.metrics import Meter
+from loadtest.plan import PhaseSpan, Plan, Result, phase_figures
 from loadtest.recorder import Recorder
 from loadtest.sabotage.proxy import MALICE, SabotageProxy
-from loadtest.sabotage.tamper import TAMPERS
-from loadtest.scenarios.model import Crew, Phase, Scenario
+from loadtest.sabotage.tamper import TAMPERS, tamper_with
+from loadtest.scenarios.model import Crew, Phase
 from loadtest.transport import PlainTransport, Request
 from loadtest.users.base import LabUser, Stage
 from loadtest.watcher import Watcher
@@ -40,58 +40,6 @@ _HEAR_S = 20
 _OPEN_S = 15
 _POLL_S = 0.5
 _KNEE_ERRORS = 0.03
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What the command line asked for.
-
-    Attributes:
-        scenario: what to run.
-        duration_s: of the load.
-        seed: of every chance in it.
-        rate: by how much all rates are multiplied.
-        urls: of running services; none for an embedded cluster.
-        api_key: of the services at `urls`.
-        data_dir: of a running embedded cluster to be used; None for one of the run's own.
-        sabotage: its name, or None.
-        p95_limit_ms: beyond this a ramp has found its knee.
-        out: folder for history and report.
-    """
-
-    scenario: Scenario
-    duration_s: float
-    seed: int
-    rate: float
-    urls: Sequence[str]
-    api_key: str
-    data_dir: Path | None
-    sabotage: str | None
-    p95_limit_ms: float
-    out: Path
-
-
-@dataclass(slots=True)
-class PhaseSpan:
-    """When a phase was run, and by how much its rates were multiplied."""
-
-    label: str
-    began_s: float
-    ended_s: float
-    rate: float
-
-
-@dataclass(slots=True)
-class Result:
-    """What a run showed."""
-
-    verdicts: list[Verdict]
-    meter: Meter
-    spans: list[Span] = field(default_factory=list)
-    phases: list[PhaseSpan] = field(default_factory=list)
-    operations: int = 0
-    closed_loop_ms: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
 
 class Lab:
@@ -370,32 +318,3 @@ class Lab:
             except MalformedHistoryError as error:
                 return doubt_all(str(error), names)
             return check_history(history, names)
-
-
-def tamper_with(path: Path, name: str, rng: random.Random) -> None:
-    """Rewrites a history as the named sabotage would have left it.
-
-    Raises:
-        NothingToBreakError: it holds nothing that could be broken so.
-    """
-    with path.open(encoding="utf-8") as lines:
-        ops = [read_op(line) for line in lines]
-    broken = TAMPERS[name].apply(ops, rng)
-    path.write_text("".join(f"{write_op(op)}\n" for op in broken), encoding="utf-8")
-
-
-def phase_figures(meter: Meter, phase: PhaseSpan) -> dict[str, float | None]:
-    """The figures of one phase, over its whole seconds."""
-    latency, requests, errors = Histogram(), 0, 0
-    for second in range(int(phase.began_s) + 1, int(phase.ended_s)):
-        found = meter.seconds.get(second)
-        if found is not None:
-            latency.merge(found.latency)
-            requests += found.reads + found.commands
-            errors += found.errors.total()
-    seconds = max(1, int(phase.ended_s) - int(phase.began_s) - 1)
-    return {
-        "rate_per_s": round(requests / seconds, 1),
-        "error_rate": errors / requests if requests else 0.0,
-        **{f"p{percent}_ms": latency.percentile_ms(percent) for percent in (50, 95, 99)},
-    }

@@ -4,7 +4,7 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +47,8 @@ def run_standard_set(arguments: argparse.Namespace) -> int:
     """Runs everything, tells each in a line and all in a table; ends with 0 when everything was as it should be."""
     out = arguments.out or Path("lab-reports")
     began_s = time.monotonic()
-    with _cluster(arguments) as where:
-        outcomes = list(_run_everything(arguments, where, out))
+    with _cluster(arguments) as (where, revive):
+        outcomes = [_run_one(run, where, revive) for run in _choose_runs(arguments, out)]
     Console().print(draw_outcomes(outcomes))
     wrong = [outcome.name for outcome in outcomes if not outcome.as_wanted]
     print(
@@ -65,54 +65,58 @@ def run_standard_set(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _cluster(arguments: argparse.Namespace) -> Iterator[list[str]]:
-    """The options that say where to run: what the command line said, or one cluster for all."""
+def _cluster(arguments: argparse.Namespace) -> Iterator[tuple[list[str], Callable[[], None]]]:
+    """The options that say where to run, and what brings that back should a run have ended it."""
     if arguments.url:
-        yield [word for url in arguments.url for word in ("--url", url)] + (
-            ["--api-key", arguments.api_key] if arguments.api_key else []
-        )
-    elif arguments.data_dir:
-        yield ["--data-dir", str(arguments.data_dir)]
-    else:
-        embedded = Embedded.start()
-        try:
-            yield ["--data-dir", str(embedded.data_dir)]
-        finally:
-            embedded.close()
+        words = [word for url in arguments.url for word in ("--url", url)]
+        yield words + (["--api-key", arguments.api_key] if arguments.api_key else []), lambda: None
+        return
+    embedded = Embedded.adopt(arguments.data_dir) if arguments.data_dir else Embedded.start()
+    try:
+        yield ["--data-dir", str(embedded.data_dir)], embedded.revive
+    finally:
+        embedded.close()
 
 
-def _run_everything(arguments: argparse.Namespace, where: list[str], out: Path) -> Iterator[Outcome]:
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run to be made: its name, its words on the command line, and the sabotage in it, if any."""
+
+    label: str
+    words: list[str]
+    sabotage: str | None = None
+
+
+def _choose_runs(arguments: argparse.Namespace, out: Path) -> Iterator[Run]:
     duration_s = arguments.duration or _DURATION_S
-    common = [*where, f"--seed={arguments.seed}", f"--rate={arguments.rate}", f"--p95-limit={arguments.p95_limit}"]
-    names = arguments.only or list(SCENARIOS)
-    for name in names:
-        scenario = SCENARIOS.get(name)
-        if scenario is not None and not (arguments.url and scenario.needs_cluster):
+    common = [f"--seed={arguments.seed}", f"--rate={arguments.rate}", f"--p95-limit={arguments.p95_limit}"]
+    for name, scenario in SCENARIOS.items():
+        if _is_wanted(name, arguments) and not (arguments.url and scenario.needs_cluster):
             # A phase shorter than this has no figures of its own.
             length_s = max(duration_s, _PHASE_S * len(scenario.phases))
-            yield _run_one(name, [name, *common, f"--duration={length_s}", f"--out={out / name}"], sabotage=None)
+            yield Run(name, [name, *common, f"--duration={length_s}", f"--out={out / name}"])
     for name, sabotage in SABOTAGES.items():
-        if sabotage.by_proxy and (not arguments.only or name in arguments.only) and not arguments.url:
-            words = [
-                sabotage.shown_by,
-                *common,
-                f"--duration={min(duration_s, _SABOTAGE_S)}",
-                f"--out={out / ('sabotage-' + name)}",
-            ]
-            yield _run_one(f"sabotage {name}", [*words, f"--sabotage={name}"], sabotage=name)
+        if sabotage.by_proxy and _is_wanted(name, arguments) and not arguments.url:
+            words = [sabotage.shown_by, *common, f"--duration={min(duration_s, _SABOTAGE_S)}", f"--sabotage={name}"]
+            yield Run(f"sabotage {name}", [*words, f"--out={out / f'sabotage-{name}'}"], sabotage=name)
 
 
-def _run_one(label: str, words: list[str], *, sabotage: str | None) -> Outcome:
+def _is_wanted(name: str, arguments: argparse.Namespace) -> bool:
+    return not arguments.only or name in arguments.only
+
+
+def _run_one(run: Run, where: list[str], revive: Callable[[], None]) -> Outcome:
     began_s = time.monotonic()
+    revive()
     try:
-        command = [sys.executable, "-m", "loadtest", "run", *words]
+        command = [sys.executable, "-m", "loadtest", "run", *run.words, *where]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=_LIMIT_S, check=False)
         told, status = done.stdout.strip(), done.returncode
     except subprocess.TimeoutExpired:
-        told, status = f"{label}: took longer than {_LIMIT_S} s", EXIT_UNKNOWN
-    as_wanted = f"sabotage {sabotage}: caught by" in told if sabotage else status == EXIT_VALID
+        told, status = f"{run.label}: took longer than {_LIMIT_S} s", EXIT_UNKNOWN
+    as_wanted = f"sabotage {run.sabotage}: caught by" in told if run.sabotage else status == EXIT_VALID
     print(told, flush=True)
-    return Outcome(label, as_wanted, _STATES.get(status, "unknown"), told, time.monotonic() - began_s)
+    return Outcome(run.label, as_wanted, _STATES.get(status, "unknown"), told, time.monotonic() - began_s)
 
 
 def draw_outcomes(outcomes: list[Outcome]) -> Table:

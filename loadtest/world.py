@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from loadtest.client import STRONG, Session, create_product
+from loadtest.client import STRONG, Session
+from loadtest.commands import create_product
 from loadtest.history.record import Line
 
 _FEATURES = [{"feature": "Fabric", "value": "Canvas"}, {"feature": "Cut", "value": "Loose"}]

@@ -95,6 +95,11 @@ class Embedded:
             raise EmbeddedFailedError(f"no service runs in {data_dir}; start it with `atelier up --detach`") from error
         return cls(data_dir, is_own=False, url=url, api_key=api_key, environ=kept)
 
+    def revive(self) -> None:
+        """Starts the service again, should it be gone."""
+        if not is_answering(self.url):
+            self.url = json.loads(self.run("up", "--detach", "--json", "--port=0", limit_s=_UP_S))["url"]
+
     def run(self, *words: str, limit_s: float = _STEP_S) -> str:
         """Runs one `atelier` command on it; what that printed.
 

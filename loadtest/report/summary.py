@@ -5,7 +5,7 @@ from typing import Any
 
 from loadtest.checkers.registry import conclude
 from loadtest.metrics import Meter, Second
-from loadtest.run import PhaseSpan, Plan, Result, phase_figures
+from loadtest.plan import PhaseSpan, Plan, Result, phase_figures
 
 _PERCENTILES = (50, 95, 99)
 

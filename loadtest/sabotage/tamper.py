@@ -7,9 +7,10 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TypeVar
 
-from loadtest.history.record import COMMANDS, EVENT, READ, Line, Op
+from loadtest.history.record import COMMANDS, EVENT, READ, Line, Op, read_op, write_op
 
 _T = TypeVar("_T")
 Tampering = Callable[[list[Op], random.Random], list[Op]]
@@ -142,7 +143,9 @@ def answer_from_deposed(ops: list[Op], rng: random.Random) -> list[Op]:
 def drop_event(ops: list[Op], rng: random.Random) -> list[Op]:
     """The last event of a key never came to one watcher."""
     last = {(op.session, op.lines[0].key): op for op in ops if op.op == EVENT and op.lines}
-    announced = {(line.key, line.version) for op in ops if _makes_version(op) for line in op.lines}
+    # Of a command that only a repeated answer tells of, nobody knows when it was done: its event may be owed or not.
+    told = (op for op in ops if _makes_version(op) and not op.replayed)
+    announced = {(line.key, line.version) for op in told for line in op.lines}
     dropped = _pick([op for op in last.values() if (op.lines[0].key, op.lines[0].version) in announced], rng)
     return renumber(op for op in ops if op is not dropped)
 
@@ -173,6 +176,18 @@ TAMPERS: dict[str, Tamper] = {
     "swap-events": Tamper("feed complete and ordered", swap_events),
 }
 """Every sabotage of a history."""
+
+
+def tamper_with(path: Path, name: str, rng: random.Random) -> None:
+    """Rewrites a history as the named sabotage would have left it.
+
+    Raises:
+        NothingToBreakError: it holds nothing that could be broken so.
+    """
+    with path.open(encoding="utf-8") as lines:
+        ops = [read_op(line) for line in lines]
+    broken = TAMPERS[name].apply(ops, rng)
+    path.write_text("".join(f"{write_op(op)}\n" for op in broken), encoding="utf-8")
 
 
 def _pick(candidates: Sequence[_T], rng: random.Random) -> _T:

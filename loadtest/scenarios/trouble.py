@@ -58,9 +58,12 @@ def cut_clients(scene: Scene) -> list[Fault]:
 
 
 def kill_server(scene: Scene) -> list[Fault]:
-    """A process of the service is killed, twice; its keeper starts another."""
+    """A process of the service is killed, twice; its keeper starts another.
+
+    Far apart: a keeper that sees two such ends within seconds takes it for a loop, and gives up.
+    """
     kill = _cluster(scene).kill_worker
-    return [Fault("service process killed", at, at + 0.1, kill) for at in (0.25, 0.6)]
+    return [Fault("service process killed", at, at + 0.1, kill) for at in (0.15, 0.8)]
 
 
 def restart_servers(scene: Scene) -> list[Fault]:

@@ -4,7 +4,8 @@ from typing import ClassVar
 
 from locust import task
 
-from loadtest.client import CAUSAL, EVENTUAL, Consistency, confirm, pick_lines, release, reserve
+from loadtest.client import CAUSAL, EVENTUAL, Consistency
+from loadtest.commands import confirm, pick_lines, release, reserve
 from loadtest.users.base import LabUser
 from loadtest.world import IdChooser
 

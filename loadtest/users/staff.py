@@ -4,7 +4,9 @@ from typing import ClassVar
 
 from locust import task
 
-from loadtest.client import CAUSAL, EVENTUAL, STRONG, Consistency, adjust, count, pick_lines, update_product, version_of
+from loadtest.answers import version_of
+from loadtest.client import CAUSAL, EVENTUAL, STRONG, Consistency
+from loadtest.commands import adjust, count, pick_lines, update_product
 from loadtest.users.base import LabUser
 
 _BOUNDED = Consistency("bounded", 500)

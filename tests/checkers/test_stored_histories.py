@@ -4,7 +4,6 @@ import random
 import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -20,6 +19,15 @@ GOOD = (
     '{"n":1,"session":"a","op":"read","invoked_s":1.0,"completed_s":1.5,"outcome":"ok",'
     '"lines":[{"key":"sku:1","version":2}]}'
 )
+
+# The peak since the program began: what getrusage tells begins with the size of the parent.
+MEASURED = """
+import re, sys
+from loadtest.__main__ import main
+status = main(["check", sys.argv[1]])
+print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1], file=sys.stderr)
+sys.exit(status)
+"""
 
 
 @pytest.fixture
@@ -110,6 +118,7 @@ def test_command_line_ends_with_the_verdict(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timing
+@pytest.mark.timeout(600)
 def test_a_million_operations_are_checked_within_a_minute_and_flat_memory(tmp_path):
     """Time grows with the length, memory does not."""
     path = tmp_path / "long.jsonl"
@@ -118,15 +127,18 @@ def test_a_million_operations_are_checked_within_a_minute_and_flat_memory(tmp_pa
     with path.open("w") as file:
         file.writelines(write_op(op) + "\n" for op in made)
     del made
-    began_s = time.monotonic()
-    done = run_check(path)
-    took_s = time.monotonic() - began_s
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(path)], capture_output=True, text=True, check=False, timeout=400
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stdout
-    assert took_s < 60
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 150 * 1024
+    # Of processor time, which other work on the machine does not lengthen.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
+    assert int(done.stderr) < 150 * 1024
 
 
 def run_check(path):
     """Runs the checkers in a process of their own."""
     command = [sys.executable, "-m", "loadtest", "check", str(path)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)

@@ -5,20 +5,9 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from loadtest.client import (
-    CAUSAL,
-    EVENTUAL,
-    STRONG,
-    Consistency,
-    Patience,
-    Session,
-    adjust,
-    classify,
-    confirm,
-    count,
-    reserve,
-    update_product,
-)
+from loadtest.answers import classify
+from loadtest.client import CAUSAL, EVENTUAL, STRONG, Consistency, Patience, Session
+from loadtest.commands import adjust, confirm, count, reserve, update_product
 from loadtest.history.record import Line, read_op
 from loadtest.metrics import Meter
 from loadtest.recorder import Recorder
