@@ -69,7 +69,7 @@ def test_a_service_that_is_killed_comes_back_and_readers_notice_nothing(
         commands.wait_for_more(50)
         plain.kill(plain.containers("reads")[0])
         plain.kill(plain.containers("writes")[0])
-        plain.up("--no-deps", "reads", "writes")
+        plain.compose("start", "reads", "writes")
         commands.wait_for_more(50)
     assert reads.failures == []
     assert_exactly_once(plain, commands)
