@@ -125,7 +125,7 @@ async def test_no_mix_of_commands_and_expiry_ever_deadlocks(
 async def test_control_locks_in_arrival_order_do_deadlock(
     shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hunt above would catch a wrong order: with one the server counts deadlocks, and nothing is oversold all the same."""
+    """The hunt above would catch a wrong order: the server counts deadlocks, and nothing is oversold all the same."""
 
     async def lock_unsorted(uow, sku_ids):
         shelves = {}

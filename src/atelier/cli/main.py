@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import click
 
-from atelier.cli import catalogue, cluster, down, keys, migration, serve, status, up
+from atelier.cli import audit, catalogue, cluster, down, keys, migration, serve, status, up
 from atelier.errors import AtelierError, SettingsError
 
 _FAILED, _WRONG_USE, _INTERRUPTED = 1, 2, 130
@@ -17,7 +17,7 @@ def cli() -> None:
     """The catalogue and inventory service of an online shop, over PostgreSQL and its replicas."""
 
 
-for module in (up, down, serve, migration, catalogue, status, cluster, keys):
+for module in (up, down, serve, migration, catalogue, status, cluster, keys, audit):
     module.register(cli)
 
 
