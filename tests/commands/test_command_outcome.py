@@ -1,14 +1,24 @@
 """What becomes of a command whose connection breaks, at every moment of its life, and what the client is told."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
+from sqlalchemy import text
 
+from atelier.deadline import Deadline
 from atelier.embedded.cluster import EmbeddedCluster
 from atelier.errors import OutcomeUnknownError, PrimaryUnavailableError
+from atelier.settings import Settings
+from atelier.topology.monitor import TopologyMonitor
+from atelier.topology.sources import StaticNodes
+from atelier.writes.failures import ConnectionLostError, translate
+from atelier.writes.primary import PrimaryGateway
 from atelier.writes.service import WriteService
+from atelier.writes.unit_of_work import UnitOfWork
 from tests.commands.conftest import Shop
 from tests.commands.writing import Proxy, adjustment, make_order, open_proxy, open_writes, settings_of
 from tests.support import find_free_port
@@ -161,3 +171,58 @@ async def wait_until_blocked(database: asyncpg.Connection) -> None:
     async with asyncio.timeout(10):
         while not await database.fetchval(blocked):
             await asyncio.sleep(0.01)
+
+
+async def test_connection_that_is_gone_before_the_commit_has_done_nothing(
+    cluster: EmbeddedCluster, shop: Shop, database: asyncpg.Connection
+) -> None:
+    """It is told as such, not as a slip of the driver: the command is tried again elsewhere."""
+    [sku_id] = await shop.stocked(5)
+    async with open_gateway(settings_of(cluster)) as gateway:
+        async with UnitOfWork(gateway, Deadline.after(10, time.monotonic)) as uow:
+            await uow.execute(text("update stock set on_hand = 99 where sku_id = :id"), {"id": sku_id})
+            await cut(uow)
+            with pytest.raises(ConnectionLostError):
+                await uow.commit()
+    assert await database.fetchval("select on_hand from stock where sku_id = $1", sku_id) == 5
+
+
+async def test_connection_that_is_gone_while_an_answer_waits_for_the_quorum_has_done_nothing(
+    cluster: EmbeddedCluster,
+) -> None:
+    """A replayed answer is given later, and never as an error of the service."""
+    async with open_gateway(settings_of(cluster)) as gateway:
+        async with UnitOfWork(gateway, Deadline.after(10, time.monotonic)) as uow:
+            await uow.execute(text("select 1"))
+            gateway.quorum = 1  # only now: this primary is not set up for one, and would have been refused
+            await cut(uow)
+            with pytest.raises(ConnectionLostError):
+                await uow.wait_for_quorum()
+
+
+@pytest.mark.parametrize("code", ["57P04", "58030", "XX001", "55000"])
+def test_server_that_cannot_work_any_more_is_a_lost_one(code: str) -> None:
+    """Whatever it says in detail: no request of a client is a reason for a 500."""
+    error = asyncpg.PostgresError("")
+    error.sqlstate = code
+    assert isinstance(translate(error), ConnectionLostError)
+
+
+@asynccontextmanager
+async def open_gateway(settings: Settings) -> AsyncIterator[PrimaryGateway]:
+    """Connections to the primary, without the service around them."""
+    async with TopologyMonitor(settings, StaticNodes(settings.nodes), clock=time.monotonic) as monitor:
+        gateway = PrimaryGateway(monitor, settings, connections=1, clock=time.monotonic)
+        try:
+            yield gateway
+        finally:
+            await gateway.close()
+
+
+async def cut(uow: UnitOfWork) -> None:
+    """Cuts the connection under a unit of work, and waits until the driver knows."""
+    driver = await uow._driver()
+    driver.terminate()
+    async with asyncio.timeout(5):
+        while not driver.is_closed():
+            await asyncio.sleep(0)

@@ -21,6 +21,10 @@ _TRY_AGAIN = frozenset({"40001", "40P01", "55P03", "0A000"})
 _TOO_MANY = frozenset({"53300", "53400"})
 _TIMED_OUT = frozenset({"57014", "25P03", "25P04"})
 _READ_ONLY = "25006"
+# Of a server that cannot work any more, whatever it says in detail: connection, operator intervention (but for the
+# codes above), its disk, its insides; and of one that is still, or again, in recovery.
+_GONE_CLASSES = frozenset({"08", "57", "58", "XX"})
+_NOT_READY = "55000"
 
 
 class ConnectionLostError(PrimaryUnavailableError):
@@ -54,9 +58,10 @@ def translate(error: BaseException) -> AtelierError | None:
         return ConnectionLostError() if is_network(error) else None
     if code[:2] in ("22", "23"):
         return DataRefusedError(f"the database refused the data ({code})")
-    if code.startswith("08"):
-        return ConnectionLostError()
-    return next((kind() for codes, kind in _KINDS if code in codes), None)
+    known = next((kind for codes, kind in _KINDS if code in codes), None)
+    if known is not None:
+        return known()
+    return ConnectionLostError() if code[:2] in _GONE_CLASSES or code == _NOT_READY else None
 
 
 def leaves_commit_open(error: BaseException) -> bool:

@@ -108,7 +108,7 @@ class UnitOfWork:
             AtelierError: the commit was refused; nothing was done.
         """
         driver = await self._driver()
-        driver.add_log_listener(self._hear)
+        self._listen(driver)
         committing = asyncio.create_task(self._connection.commit())
         done, _ = await asyncio.wait({committing}, timeout=self._deadline.remaining_s())
         if not done:
@@ -132,10 +132,21 @@ class UnitOfWork:
         """Makes the coming commit wait for the standbys, although nothing else is written.
 
         What was read here may be a local commit only. Does nothing where no quorum is asked for.
+
+        Raises:
+            ConnectionLostError: the primary went away; nothing was done.
+            DeadlineExceededError: the time is used up; nothing was done.
         """
-        if self._gateway.quorum:
-            driver = await self._driver()
+        if not self._gateway.quorum:
+            return
+        driver = await self._driver()
+        try:
             await driver.execute(_WAIT_FOR_QUORUM, timeout=self._deadline.remaining_s())
+        except TimeoutError as error:
+            self._broken = True
+            raise DeadlineExceededError from error
+        except NODE_FAILURES as error:
+            raise self._translated(error) from error
 
     async def position(self) -> CausalToken:
         """A token that contains everything that this connection could see.
@@ -173,6 +184,13 @@ class UnitOfWork:
         if driver is None:
             raise ConnectionLostError
         return driver
+
+    def _listen(self, driver: "asyncpg.Connection[asyncpg.Record]") -> None:
+        """Hears what the server says beside its answer; a connection that is gone by now has committed nothing."""
+        try:
+            driver.add_log_listener(self._hear)
+        except NODE_FAILURES as error:
+            raise self._translated(error) from error
 
     def _hear(self, _connection: object, message: asyncpg.PostgresLogMessage) -> None:
         """Any WARNING during COMMIT means that it is not what it should be, whatever the command tag says."""
