@@ -178,12 +178,11 @@ async def test_connection_that_is_gone_before_the_commit_has_done_nothing(
 ) -> None:
     """It is told as such, not as a slip of the driver: the command is tried again elsewhere."""
     [sku_id] = await shop.stocked(5)
-    async with open_gateway(settings_of(cluster)) as gateway:
-        async with UnitOfWork(gateway, Deadline.after(10, time.monotonic)) as uow:
-            await uow.execute(text("update stock set on_hand = 99 where sku_id = :id"), {"id": sku_id})
-            await cut(uow)
-            with pytest.raises(ConnectionLostError):
-                await uow.commit()
+    async with open_gateway(settings_of(cluster)) as gateway, open_unit(gateway) as uow:
+        await uow.execute(text("update stock set on_hand = 99 where sku_id = :id"), {"id": sku_id})
+        await cut(uow)
+        with pytest.raises(ConnectionLostError):
+            await uow.commit()
     assert await database.fetchval("select on_hand from stock where sku_id = $1", sku_id) == 5
 
 
@@ -191,13 +190,12 @@ async def test_connection_that_is_gone_while_an_answer_waits_for_the_quorum_has_
     cluster: EmbeddedCluster,
 ) -> None:
     """A replayed answer is given later, and never as an error of the service."""
-    async with open_gateway(settings_of(cluster)) as gateway:
-        async with UnitOfWork(gateway, Deadline.after(10, time.monotonic)) as uow:
-            await uow.execute(text("select 1"))
-            gateway.quorum = 1  # only now: this primary is not set up for one, and would have been refused
-            await cut(uow)
-            with pytest.raises(ConnectionLostError):
-                await uow.wait_for_quorum()
+    async with open_gateway(settings_of(cluster)) as gateway, open_unit(gateway) as uow:
+        await uow.execute(text("select 1"))
+        gateway.quorum = 1  # only now: this primary is not set up for one, and would have been refused
+        await cut(uow)
+        with pytest.raises(ConnectionLostError):
+            await uow.wait_for_quorum()
 
 
 @pytest.mark.parametrize("code", ["57P04", "58030", "XX001", "55000"])
@@ -217,6 +215,11 @@ async def open_gateway(settings: Settings) -> AsyncIterator[PrimaryGateway]:
             yield gateway
         finally:
             await gateway.close()
+
+
+def open_unit(gateway: PrimaryGateway) -> UnitOfWork:
+    """One transaction, with time enough."""
+    return UnitOfWork(gateway, Deadline.after(10, time.monotonic))
 
 
 async def cut(uow: UnitOfWork) -> None:
