@@ -5,12 +5,12 @@ path where `NAME` would hold the value.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-from atelier.errors import SettingsError
+from atelier.environment import Environment
 
 Role = Literal["all", "reads", "writes"]
 WhenFull = Literal["refuse", "stalest"]
@@ -19,7 +19,8 @@ Strategy = Literal["least-outstanding", "round-robin", "random-two-choices", "la
 _NODE = re.compile(r"(?P<name>[a-z0-9][a-z0-9_-]{0,62})=(?P<host>[^=,\s/]+):(?P<port>\d{1,5})")
 _PATRONI = re.compile(r"http://(?P<host>[^=,\s/:]+):(?P<port>\d{1,5})/?", re.ASCII)
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]{1,255}", re.ASCII)
-_T = TypeVar("_T")
+# Names that the command line reads, not the service.
+_OTHERS = frozenset({"ATELIER_DATA_DIR", "ATELIER_PG_BIN", "ATELIER_PG_USER", "ATELIER_MIGRATOR_PASSWORD"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,7 @@ class Settings:
         Raises:
             SettingsError: one is missing, unknown or wrong; the message names it, on one line.
         """
-        source = _Source(environ)
+        source = Environment(environ, others=_OTHERS)
         role: Role = source.choice("ATELIER_ROLE", ("all", "reads", "writes"), "all")
         patroni = source.read("ATELIER_PATRONI", parse_patroni, "")
         settings = cls(
@@ -336,66 +337,3 @@ def _parse_node(text: str) -> NodeAddress:
     if not match or not 0 < int(match["port"]) < 65536:
         raise ValueError(f"takes name=host:port, not {text!r}")
     return NodeAddress(match["name"], match["host"], int(match["port"]))
-
-
-# Names that the command line reads, not the service.
-_OTHERS = frozenset({"ATELIER_DATA_DIR", "ATELIER_PG_BIN", "ATELIER_PG_USER", "ATELIER_MIGRATOR_PASSWORD"})
-
-
-class _Source:
-    """Reads single values from the environment, and remembers which names are ours."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
-        self._known: set[str] = set(_OTHERS)
-
-    def text(self, name: str, default: str | None = None, *, secret: bool = False) -> str:
-        self._known.add(name)
-        value = self._environ.get(name)
-        if value is None and secret:
-            value = self._from_file(f"{name}_FILE")
-        if value is None:
-            if default is None:
-                raise SettingsError(f"{name} is not set")
-            return default
-        return value
-
-    def read(self, name: str, parse: Callable[[str], _T], default: str | None = None, *, secret: bool = False) -> _T:
-        value = self.text(name, default, secret=secret)
-        try:
-            return parse(value)
-        except ValueError as error:
-            raise SettingsError(f"{name} {error}") from error
-
-    def file_of(self, name: str) -> Path | None:
-        """The file that a value came from; None when it was given itself."""
-        path = self._environ.get(f"{name}_FILE")
-        return Path(path) if path is not None and name not in self._environ else None
-
-    def number(self, name: str, default: int, low: int, high: int) -> int:
-        value = self.text(name, str(default))
-        if not re.fullmatch(r"\d{1,9}", value, re.ASCII) or not low <= int(value) <= high:
-            raise SettingsError(f"{name} takes a whole number from {low} to {high}, not {value!r}")
-        return int(value)
-
-    def choice(self, name: str, choices: tuple[_T, ...], default: str) -> _T:
-        value = self.text(name, default)
-        for choice in choices:
-            if choice == value:
-                return choice
-        raise SettingsError(f"{name} takes one of {', '.join(map(str, choices))}, not {value!r}")
-
-    def refuse_unknown(self) -> None:
-        """A misspelt name would otherwise leave its default in force without a word."""
-        for name in sorted(self._environ):
-            if name.startswith("ATELIER_") and name.removesuffix("_FILE") not in self._known:
-                raise SettingsError(f"{name} is no setting of atelier")
-
-    def _from_file(self, name: str) -> str | None:
-        path = self._environ.get(name)
-        if path is None:
-            return None
-        try:
-            return Path(path).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise SettingsError(f"{name} cannot be read: {error.strerror}") from error
