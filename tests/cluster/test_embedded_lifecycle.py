@@ -285,11 +285,11 @@ def test_port_is_remembered_by_those_who_open_the_folder(folder: Path) -> None:
     assert EmbeddedCluster.open(folder).environment()["ATELIER_NODES"] == nodes
 
 
-MORE_MOMENTS_S = [0.05, 0.3, 0.4, 0.5, 0.8, 0.9, 1.2, 1.4]
+MORE_MOMENTS_S = [0.05, 0.3, 0.4, 0.5, 0.6, 0.8, 0.9, 1.2, 1.4, 1.6]
 
 
 @pytest.mark.parametrize(
-    "after_s", [0.2, 0.6, 1.0, 1.6, *(pytest.param(after_s, marks=pytest.mark.slow) for after_s in MORE_MOMENTS_S)]
+    "after_s", [0.2, 1.0, *(pytest.param(after_s, marks=pytest.mark.slow) for after_s in MORE_MOMENTS_S)]
 )
 def test_start_that_was_killed_at_any_moment_is_completed(folder: Path, after_s: float) -> None:
     """SIGKILL for the command and whatever program it was just running, at moments all over a first start."""

@@ -107,6 +107,7 @@ def test_frozen_primary_goes_on_deposed_and_rejoins(make_cluster: ClusterFactory
     assert not has_row(cluster.node("pg1"), lost)
 
 
+@pytest.mark.slow
 def test_replica_that_was_ahead_of_the_promoted_one_is_rewound(make_cluster: ClusterFactory) -> None:
     """It had received more than the new primary; by its number alone it would look perfect."""
     cluster = make_cluster(replicas=2)
@@ -125,6 +126,7 @@ def test_replica_that_was_ahead_of_the_promoted_one_is_rewound(make_cluster: Clu
     assert "pg3: rewinding it to where pg2 left its history" in lines
 
 
+@pytest.mark.slow
 def test_replica_that_slept_through_two_promotions_follows(make_cluster: ClusterFactory) -> None:
     """It was stopped the whole time, and everybody's port and role may have changed."""
     cluster = make_cluster(replicas=2)
@@ -135,6 +137,7 @@ def test_replica_that_slept_through_two_promotions_follows(make_cluster: Cluster
     assert_whole(cluster, primary="pg1")
 
 
+@pytest.mark.slow
 def test_frozen_replica_follows_when_it_goes_on(make_cluster: ClusterFactory) -> None:
     """It was told while it could not listen."""
     cluster = make_cluster(replicas=2)

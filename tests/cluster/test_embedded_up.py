@@ -171,7 +171,10 @@ def test_output_tells_each_step_and_what_to_try(shell: Shell) -> None:
     assert '"sku_id":1' in tried.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGHUP))],
+)
 def test_signal_while_starting_leaves_nothing_running(shell: Shell, number: signal.Signals) -> None:
     """Whatever was started so far is stopped again."""
     child = shell.start("up", "--port=0")

@@ -68,6 +68,7 @@ def test_scenario_is_valid(name, run):
     assert summary["figures"]["errors"] == {}, told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TROUBLED)
 def test_scenario_is_valid_while_something_breaks(name, run):
     """What breaks is in the report with its time, and every guarantee holds."""
@@ -107,7 +108,10 @@ def test_strategies_are_compared_side_by_side(run):
     assert all(phase["p95_ms"] for phase in summary["phases"])
 
 
-@pytest.mark.parametrize("name", ["strip-tokens", "send-twice", "lose-acknowledged"])
+@pytest.mark.parametrize(
+    "name",
+    ["strip-tokens", *(pytest.param(name, marks=pytest.mark.slow) for name in ("send-twice", "lose-acknowledged"))],
+)
 def test_sabotage_is_caught_by_the_right_checker(name, run):
     """A service that breaks this promise does not pass."""
     check_caught(name, run)
