@@ -85,8 +85,9 @@ def keeps_promise(node: NodeState, token: CausalToken | None, policy: Policy) ->
         return False
     if policy.consistency == "strong" and node.role != "primary":
         return False
-    if policy.consistency == "bounded":
-        lag_ms = 0 if node.role == "primary" else node.lag_ms
+    # The primary shows what is, however long ago it was observed; a replica's bound grows until it is observed again.
+    if policy.consistency == "bounded" and node.role == "replica":
+        lag_ms = node.lag_ms
         if lag_ms is None or lag_ms + (NOW_S - seen.observed_at_s) * 1000 > policy.max_lag_ms:
             return False
     return token is None or policy.consistency == "eventual" or shows(node, seen, token)
