@@ -16,7 +16,7 @@ from atelier.cli.demo import load_demo_catalogue
 from atelier.cli.migration import migrate_primary
 from atelier.cli.options import over_environment
 from atelier.cli.serve import ensure_port_free
-from atelier.cli.service import ask, await_ready, find_service, start_service, stop_service
+from atelier.cli.service import ask, await_ready, find_service, read_record, start_service, stop_service
 from atelier.embedded.cluster import EmbeddedCluster
 from atelier.embedded.layout import DataFolder, write_private
 from atelier.embedded.lock import hold_lock
@@ -28,6 +28,7 @@ HOST = "127.0.0.1"
 _KEY_NAME = "demo"
 _ROLES_S = 5.0
 _LOCK_S = 1.0
+_PORT_S = 5.0
 
 Say = Callable[[str], None]
 
@@ -72,9 +73,11 @@ def start_everything(launch: Launch, cluster: EmbeddedCluster) -> Running:
     folder, say = cluster.folder, launch.say
     with hold_lock(folder.up_lock, timeout_s=_LOCK_S):
         refuse_second(folder)
+        left_behind = read_record(folder)
         stop_service(folder)  # forgets one that has died, and ends workers that it left behind
         port = launch.port or find_any_port()
-        ensure_port_free(HOST, port)
+        # A killed process counts as ended while its last threads still let go of what it had open.
+        ensure_port_free(HOST, port, patience_s=_PORT_S if left_behind else 0)
         cluster.start()
         environ = over_environment(cluster.environment())
         say("bringing the schema up to date")

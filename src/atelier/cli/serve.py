@@ -1,6 +1,7 @@
 """`atelier serve`: the HTTP service in this process and its workers."""
 
 import os
+import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +13,10 @@ from granian.http import HTTP1Settings
 from granian.server.mp import MPServer
 
 from atelier.cli.options import data_dir_option, find_environment
+from atelier.embedded.waiting import wait_for
 from atelier.errors import AtelierError
 from atelier.settings import Settings
-from atelier.web.draining import NOTICE
+from atelier.web.draining import LAST_CALL, NOTICE
 
 # Of connections, per worker: requests beyond what the pools can serve are refused by the service itself.
 _MOST_CONNECTIONS = 1024
@@ -46,24 +48,39 @@ def serve(role: str | None, host: str | None, port: int | None, workers: int | N
     settings = Settings.from_environment(environ)
     ensure_port_free(settings.host, settings.port)
     _hand_over(environ, settings)
+    for told in (NOTICE, LAST_CALL):
+        signal.signal(told, signal.SIG_IGN)  # inherited by the workers: one that is still starting does not die of it
     make_server(settings).serve()
 
 
-def ensure_port_free(host: str, port: int) -> None:
+def ensure_port_free(host: str, port: int, *, patience_s: float = 0) -> None:
     """Finds out before anything is started whether the port can be had.
 
     The server shares its port among its workers, and would share it with a stranger's workers, too.
 
+    Args:
+        host: where to listen.
+        port: the port there.
+        patience_s: how long to wait for who is known to be leaving it.
+
     Raises:
         PortInUseError: it cannot.
     """
+    wait_for(lambda: _find_obstacle(host, port) is None, timeout_s=patience_s)
+    obstacle = _find_obstacle(host, port)
+    if obstacle:
+        raise PortInUseError(f"cannot listen on {host}:{port}: {obstacle.strerror}; choose another --port")
+
+
+def _find_obstacle(host: str, port: int) -> OSError | None:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise PortInUseError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+        return error
+    return None
 
 
 class NoticeServer(MPServer):
@@ -74,15 +91,20 @@ class NoticeServer(MPServer):
     def signal_handler_interrupt(self, *args: object, **kwargs: object) -> None:
         """Ends after the notice; at once when told a second time, or with no notice to give."""
         if not self.notice_ms:
+            self._tell(LAST_CALL)
             super().signal_handler_interrupt(*args, **kwargs)  # type: ignore[no-untyped-call]  # the parent has no types
             return
-        timer = Timer(self.notice_ms / 1000, super().signal_handler_interrupt)
+        timer = Timer(self.notice_ms / 1000, self.signal_handler_interrupt)
         timer.daemon = True
         self.notice_ms = 0
+        self._tell(NOTICE)
+        timer.start()
+
+    def _tell(self, what: signal.Signals) -> None:
         for worker in self.wrks:
             with suppress(ProcessLookupError):
-                os.kill(worker.inner.pid, NOTICE)
-        timer.start()
+                if worker.is_alive():
+                    os.kill(worker.inner.pid, what)
 
 
 def make_server(settings: Settings) -> MPServer:
