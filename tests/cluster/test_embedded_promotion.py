@@ -181,12 +181,34 @@ def test_replica_that_has_not_received_everything_is_not_promoted(make_cluster: 
         ("promote", "pg1", "pg1 is the primary"),
         ("rejoin", "pg1", "pg1 is the primary"),
         ("pause_replay", "pg1", "is the"),
+        ("delay_apply", "pg1", "is the"),
     ],
 )
 def test_primary_is_no_replica(cluster: EmbeddedCluster, action: str, name: str, reason: str) -> None:
     """Refused in one line, and nothing has happened."""
+    more = (100,) if action == "delay_apply" else ()
     with pytest.raises(EmbeddedError, match=reason):
-        getattr(cluster, action)(name)
+        getattr(cluster, action)(name, *more)
+
+
+def test_delay_is_one_replica_s_and_ends_with_its_promotion(make_cluster: ClusterFactory) -> None:
+    """The delayed one shows a commit later than its sibling, and everything at once when the delay is taken away."""
+    cluster = make_cluster(replicas=2)
+    first = write_row(cluster.primary)
+    for name in ("pg2", "pg3"):
+        wait_until(lambda name=name: has_row(cluster.node(name), first))
+    cluster.delay_apply("pg2", 3_600_000)
+    word = write_row(cluster.primary)
+    wait_until(lambda: has_row(cluster.node("pg3"), word))
+    assert not has_row(cluster.node("pg2"), word)
+    cluster.delay_apply("pg2", 0)
+    wait_until(lambda: has_row(cluster.node("pg2"), word))
+    cluster.delay_apply("pg2", 3_600_000)
+    kept = write_row(cluster.primary)
+    cluster.promote("pg2")
+    assert has_row(cluster.node("pg2"), kept)
+    assert_whole(cluster, primary="pg2")
+    assert {node.sql("show recovery_min_apply_delay") for node in cluster.nodes.values()} == {"0"}
 
 
 def test_replica_of_a_dead_primary_is_started_alone(make_cluster: ClusterFactory) -> None:

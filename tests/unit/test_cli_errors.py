@@ -39,6 +39,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str, code: int) ->
         (["up", "--replicas", "99"], "not in the range"),
         (["serve", "--role", "both"], "is not one of"),
         (["cluster", "kill"], "Missing argument"),
+        (["cluster", "delay-apply", "pg2", "soon"], "is not a valid integer"),
         (["key", "create", "--name", "x"], "Missing option"),
         (["key", "create", "--name", "x", "--scope", "everything"], "is not one of"),
     ],
@@ -54,6 +55,7 @@ def test_wrong_use_is_one_line(capsys: pytest.CaptureFixture[str], arguments: li
     [
         *(["cluster", verb, "pg1"] for verb in ("start", "stop", "kill", "freeze", "thaw", "promote", "rejoin")),
         *(["cluster", verb, "pg1"] for verb in ("pause-replay", "resume-replay")),
+        ["cluster", "delay-apply", "pg1", "100"],
         *([verb] for verb in ("status", "down", "migrate", "serve")),
         ["key", "list"],
         ["key", "revoke", "x"],

@@ -77,6 +77,15 @@ def resume_replay(node: str, data_dir: Path) -> None:
     EmbeddedCluster.open(data_dir, say=tell).resume_replay(node)
 
 
+@cluster.command("delay-apply")
+@click.argument("node")
+@click.argument("delay_ms", metavar="MS", type=click.IntRange(0, 86_400_000))
+@data_dir_option
+def delay_apply(node: str, delay_ms: int, data_dir: Path) -> None:
+    """Let NODE show every commit MS milliseconds late, until 0 is asked for, or until it is started or promoted."""
+    EmbeddedCluster.open(data_dir, say=tell).delay_apply(node, delay_ms)
+
+
 @cluster.command()
 @click.argument("node")
 @data_dir_option

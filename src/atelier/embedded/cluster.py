@@ -216,6 +216,18 @@ class EmbeddedCluster:
         with self._operate():
             self._replica(name).sql("select pg_wal_replay_resume()")
 
+    def delay_apply(self, name: str, delay_ms: int) -> None:
+        """Lets a replica show each commit so much later than it was made, until the node's next start or promotion.
+
+        Args:
+            name: the replica.
+            delay_ms: 0 for no delay.
+        """
+        with self._operate():
+            node = self._replica(name)
+            node.sql(f"alter system set recovery_min_apply_delay = '{int(delay_ms)}ms'")
+            node.reload()
+
     def promote(self, name: str) -> None:
         """Makes a replica the primary, and the others follow it.
 

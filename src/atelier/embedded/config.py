@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-# What postgresql.auto.conf may not say: it is read last, and a clone or a rewind brings the other node's along.
+# What postgresql.auto.conf may not say: it is read last, and a clone or a rewind brings the other node's along. A delay
+# is one node's and, as a pause, one life's.
 _IDENTITY = frozenset(
     {
         "cluster_name",
@@ -13,6 +14,7 @@ _IDENTITY = frozenset(
         "port",
         "primary_conninfo",
         "primary_slot_name",
+        "recovery_min_apply_delay",
         "unix_socket_directories",
     }
 )
