@@ -84,7 +84,7 @@ def create_app(settings: Settings) -> Edge:
             await stack.enter_async_context(tail)
             if service is not None:
                 await stack.enter_async_context(service)
-            draining.listen()
+            draining.listen(tail.end)
             yield
 
     app = Litestar(

@@ -1,6 +1,8 @@
 """How a service ends: it says so first, answers while others notice, and finishes what it has begun."""
 
+import json
 import signal
+import time
 
 import httpx
 import pytest
@@ -33,3 +35,22 @@ def test_a_second_signal_ends_the_notice_at_once(cluster: EmbeddedCluster) -> No
         wait_until(lambda: client.get(f"{service.url}/health/ready").status_code == 503, what="it being not ready")
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(timeout=20) == 0
+
+
+@pytest.mark.parametrize("notice_ms", [0, 1000], ids=["at-once", "after-a-notice"])
+def test_a_stopping_service_ends_its_streams_and_says_where_to_go_on(cluster: EmbeddedCluster, notice_ms: int) -> None:
+    """The last event names the id to come back with; nobody who only listens holds up the end."""
+    with running_service(cluster, settings={"ATELIER_NOTICE_MS": str(notice_ms)}) as service, httpx.Client() as client:
+        with client.stream("GET", f"{service.url}/changes", timeout=20) as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == "retry: 1000"
+            told_s = time.monotonic()
+            service.process.send_signal(signal.SIGTERM)
+            rest = list(lines)
+        ended_s = time.monotonic() - told_s
+        assert "event: end" in rest
+        data = json.loads(rest[rest.index("event: end") + 1].removeprefix("data: "))
+        assert data["reason"] == "stopping"
+        assert f": follows {data['last_event_id']}" in rest
+        assert notice_ms / 1000 <= ended_s < notice_ms / 1000 + 3
+        assert service.process.wait(timeout=3) == 0

@@ -80,12 +80,16 @@ class ChangeTail:
 
     async def __aexit__(self, *_: object) -> None:
         """Ends everybody who follows."""
-        self.is_closing = True
-        self._wake()
+        self.end()
         if self._polling is not None:
             self._polling.cancel()
             await asyncio.gather(self._polling, return_exceptions=True)
         self._disconnect()
+
+    def end(self) -> None:
+        """Lets everybody come to an end who follows, and at once who follows from now on."""
+        self.is_closing = True
+        self._wake()
 
     async def look(self) -> tuple[int, int, CausalToken]:
         """The newest position, the highest that was pruned, and a token that covers both.

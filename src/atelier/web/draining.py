@@ -2,16 +2,19 @@
 
 import asyncio
 import signal
+from collections.abc import Callable
 
-# Sent by the server's first process to its workers. Nobody else's: it has no meaning to the server itself.
+# Sent by the server's first process to its workers. Nobody else's: they have no meaning to the server itself.
 NOTICE = signal.SIGUSR1
+LAST_CALL = signal.SIGUSR2
 
 
 class Draining:
     """Whether this process has been told that it will end soon.
 
     From then on it is not ready, and each answer is the last one on its connection, so that a client's next request
-    opens a new one, elsewhere. Requests are answered as ever until the server stops.
+    opens a new one, elsewhere. Requests are answered as ever until the server stops. Streams would hold up the stop:
+    they end at the last call, when a client that comes back at once is served elsewhere already.
     """
 
     def __init__(self) -> None:
@@ -22,6 +25,8 @@ class Draining:
         """The end is near."""
         self.has_begun = True
 
-    def listen(self) -> None:
-        """Begins when the notice comes, from now on; called in the running event loop."""
-        asyncio.get_running_loop().add_signal_handler(NOTICE, self.begin)
+    def listen(self, end_streams: Callable[[], None]) -> None:
+        """Begins when the notice comes, ends the streams at the last call; called in the running event loop."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(NOTICE, self.begin)
+        loop.add_signal_handler(LAST_CALL, end_streams)
