@@ -1,6 +1,7 @@
 """`python -m loadtest`: list scenarios, run one or all, check a history that was recorded elsewhere."""
 
 import argparse
+import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 from loadtest.checkers.registry import CHECKERS, EXIT_UNKNOWN, check_history, conclude, doubt_all, exit_status
 from loadtest.history.record import MalformedHistoryError
 from loadtest.history.store import StoredHistory
-from loadtest.sabotage.registry import SABOTAGES
+from loadtest.sabotage.registry import SABOTAGES, tell_whether_caught
+from loadtest.sabotage.tamper import TAMPERS, NothingToBreakError, tamper_with
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +48,12 @@ def make_parser() -> argparse.ArgumentParser:
     listing.set_defaults(run=list_names)
     check = commands.add_parser("check", help="check recorded histories, one file a process")
     check.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    check.add_argument(
+        "--sabotage",
+        choices=sorted(TAMPERS),
+        metavar="NAME",
+        help="judge a copy that is broken so: " + ", ".join(TAMPERS),
+    )
     check.add_argument("--only", action="append", choices=list(CHECKERS), metavar="CHECKER", help="this checker alone")
     check.set_defaults(run=check_files)
     return parser
@@ -65,6 +73,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="a running embedded cluster (`atelier up --detach`), to be broken and mended",
     )
     parser.add_argument("--api-key", default="", help="for --url: with all scopes; else LOADTEST_API_KEY")
+    parser.add_argument(
+        "--setting",
+        action="append",
+        default=[],
+        type=setting,
+        metavar="NAME=VALUE",
+        help="of the service, such as ATELIER_CACHE_BYTES=0; with --data-dir: what it must have been started with",
+    )
     parser.add_argument("--duration", type=seconds, metavar="SECONDS", help="of the load")
     parser.add_argument("--rate", type=factor, default=1.0, metavar="FACTOR", help="multiplies all rates")
     parser.add_argument("--seed", type=int, default=1, help="of every chance in it")
@@ -84,6 +100,14 @@ def seconds(text: str) -> float:
     if not 0 < value <= 86_400:
         raise argparse.ArgumentTypeError("between 0 and 86400")
     return value
+
+
+def setting(text: str) -> tuple[str, str]:
+    """A variable of the service's environment, and its value."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.startswith("ATELIER_"):
+        raise argparse.ArgumentTypeError("NAME=VALUE, with a name that begins with ATELIER_")
+    return name, value
 
 
 def factor(text: str) -> float:
@@ -128,18 +152,32 @@ def list_names(_: argparse.Namespace) -> int:
 def check_files(arguments: argparse.Namespace) -> int:
     """Checks recorded histories as one."""
     names = tuple(arguments.only or CHECKERS)
+    path: Path | None = None
     with StoredHistory() as history:
         try:
             for path in arguments.files:
-                with path.open(encoding="utf-8") as lines:
-                    history.load(lines)
+                load_file(history, path, arguments)
             verdicts = check_history(history, names)
         except MalformedHistoryError as error:
             verdicts = doubt_all(f"{path}: {error}", names)
     for verdict in verdicts:
         facts = f"{verdict.state.value:8} {verdict.guarantee:30} {verdict.looked_at:>9} looked at"
         print(f"{facts}  {verdict.witness}".rstrip())
+    if arguments.sabotage:
+        print(tell_whether_caught(arguments.sabotage, verdicts))
     return exit_status(conclude(verdicts))
+
+
+def load_file(history: StoredHistory, path: Path, arguments: argparse.Namespace) -> None:
+    """Takes a file in, or a broken copy of it."""
+    with path.open(encoding="utf-8") as lines:
+        if not arguments.sabotage:
+            history.load(lines)
+            return
+        try:
+            history.load(tamper_with(lines, arguments.sabotage, random.Random(1)))
+        except NothingToBreakError:
+            raise ValueError(f"{path} holds nothing that {arguments.sabotage} could break") from None
 
 
 if __name__ == "__main__":

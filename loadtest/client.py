@@ -7,7 +7,7 @@ failover threw away what the session had seen.
 import json
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from loadtest.answers import classify, describe_error, fingerprint, is_definite, parse_lag, stock_line, version_of
@@ -15,6 +15,7 @@ from loadtest.clock import Clock
 from loadtest.commands import Command, learn
 from loadtest.history.record import READ, Line, Op
 from loadtest.recorder import Recorder
+from loadtest.tally import Tally, read_tallies
 from loadtest.transport import Answer, Request, Transport
 
 _GIVEN_UP = Answer(0, error="given up")
@@ -108,6 +109,11 @@ class Session:
         return self._read(
             f"/products/{product_id}", "/products/[id]", consistency, lambda answer: (Line(key, version_of(answer)),)
         )
+
+    def read_styles(self, product_id: int, tallies: Sequence[Tally], consistency: Consistency = CAUSAL) -> Answer:
+        """Reads what can be bought of a product, of which `tallies` tell how new that is."""
+        path = f"/products/{product_id}/styles"
+        return self._read(path, "/products/[id]/styles", consistency, lambda answer: read_tallies(answer, tallies))
 
     def read_reservation(self, reservation: str, consistency: Consistency = CAUSAL) -> Answer:
         """Reads one reservation: pending is its version 1, settled its version 2."""

@@ -4,7 +4,7 @@ import argparse
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import locust  # isort: skip - first of all: it replaces the blocking parts of the standard library
@@ -18,7 +18,7 @@ from loadtest.progress import show_progress
 from loadtest.report.page import write_report
 from loadtest.report.summary import summarise, tell_in_one_line
 from loadtest.run import Lab
-from loadtest.sabotage.registry import SABOTAGES
+from loadtest.sabotage.registry import tell_whether_caught
 from loadtest.sabotage.tamper import NothingToBreakError
 from loadtest.scenarios.registry import SCENARIOS
 from loadtest.world import SetUpError
@@ -64,6 +64,8 @@ def make_plan(name: str, arguments: argparse.Namespace) -> Plan:
     scenario = SCENARIOS[name]
     if arguments.url and scenario.needs_cluster and not scenario.phases:
         raise UnfitError(f"{name} breaks nodes: it runs with --embedded only")
+    if arguments.url and arguments.setting:
+        raise UnfitError("--setting is for a service that the lab starts; the one at --url has its own")
     api_key = arguments.api_key or os.environ.get("LOADTEST_API_KEY", "")
     if arguments.url and not api_key:
         raise UnfitError("--url needs --api-key, or LOADTEST_API_KEY in the environment")
@@ -75,6 +77,7 @@ def make_plan(name: str, arguments: argparse.Namespace) -> Plan:
         urls=tuple(arguments.url),
         api_key=api_key,
         data_dir=arguments.data_dir,
+        settings=dict(arguments.setting),
         sabotage=arguments.sabotage,
         p95_limit_ms=arguments.p95_limit,
         out=arguments.out or Path("lab-reports") / name,
@@ -93,16 +96,8 @@ def report(plan: Plan, result: Result) -> int:
     for note in result.notes:
         print(f"  note: {note}")
     if plan.sabotage:
-        tell_whether_caught(plan.sabotage, result, say=print)
+        print(tell_whether_caught(plan.sabotage, result.verdicts))
     return exit_status(state)
-
-
-def tell_whether_caught(name: str, result: Result, *, say: Callable[[str], None]) -> None:
-    """One line: the sabotage was caught by the right checker, or not."""
-    wanted = SABOTAGES[name].caught_by
-    caught = [verdict.guarantee for verdict in result.verdicts if verdict.state is State.INVALID]
-    right = [guarantee for guarantee in caught if guarantee in wanted]
-    say(f"  sabotage {name}: " + (f"caught by {', '.join(right)}" if right else f"NOT caught by {' or '.join(wanted)}"))
 
 
 def describe_machine() -> dict[str, object]:

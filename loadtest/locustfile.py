@@ -55,6 +55,12 @@ class CatalogueAdmin(staff.CatalogueAdmin):
     weight = 1
 
 
+class Refiller(staff.Refiller):
+    """Puts in one piece at a time and looks at the page."""
+
+    weight = 1
+
+
 class Watcher(User):
     """Follows the change feed; one a process is enough."""
 
@@ -128,6 +134,5 @@ def close_stage(environment: Environment, **_: Any) -> None:
     world = stage.world
     if environment.parsed_options.history:
         surveyor = Surveyor(environment.host or "", stage.api_key, stage.recorder, stage.clock)
-        products = [*world.products, world.canary_product]
-        surveyor.survey(reservations=stage.reservations, skus=[*world.skus, world.canary], products=products)
+        surveyor.survey(reservations=stage.reservations, skus=world.all_skus, products=world.all_products)
     stage.recorder.close()

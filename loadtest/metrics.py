@@ -90,9 +90,5 @@ class Meter:
         for second in (self._at(at_s), self.all):
             second.lag_ms[node] = max(second.lag_ms.get(node, 0.0), lag_ms)
 
-    def recent(self, now_s: float) -> Second:
-        """The last whole second."""
-        return self.seconds.get(int(now_s) - 1, Second())
-
     def _at(self, at_s: float) -> Second:
         return self.seconds.setdefault(min(max(int(at_s), 0), _MOST_SECONDS), Second())

@@ -1,6 +1,6 @@
 """What a run was asked to do, and what it showed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ class Plan:
         urls: of running services; none for an embedded cluster.
         api_key: of the services at `urls`.
         data_dir: of a running embedded cluster to be used; None for one of the run's own.
+        settings: of the service, where the run starts it: variables of its environment.
         sabotage: its name, or None.
         p95_limit_ms: beyond this a ramp has found its knee.
         out: folder for history and report.
@@ -34,6 +35,7 @@ class Plan:
     urls: Sequence[str]
     api_key: str
     data_dir: Path | None
+    settings: Mapping[str, str]
     sabotage: str | None
     p95_limit_ms: float
     out: Path

@@ -67,6 +67,7 @@ class Lab:
         self.notes: list[str] = []
         self.closed_loop_ms: dict[str, float] = {}
         self.running = False
+        self.load_began_s: float | None = None
 
     # ------------------------------------------------------------ the whole run
 
@@ -106,6 +107,9 @@ class Lab:
             self.direct_url, self.api_key = self.embedded.url, self.embedded.api_key
             if self.scenario.quorum:
                 self.embedded.ask_for_quorum(self._look_at_nodes())
+        # One of ours may be starting a process anew after the last run; of another's we ask that it is there.
+        if not self._await_ready(0 if self.plan.urls else _CALM_S):
+            raise SetUpError(f"no service is ready at {self.direct_url}")
         self._meet_nodes()
         targets = [self.direct_url]
         if self.scenario.servers and self.embedded:
@@ -123,10 +127,11 @@ class Lab:
 
     def _bring_up(self) -> Embedded:
         """A cluster of the run's own, unless one was given; how commits wait is part of how a cluster is made."""
+        settings = self.plan.settings
         if self.plan.data_dir and not self.scenario.quorum:
-            return Embedded.adopt(self.plan.data_dir)
+            return Embedded.adopt(self.plan.data_dir, settings=settings)
         self.say("bringing up a cluster")
-        return Embedded.start(settings={"ATELIER_QUORUM": "1"} if self.scenario.quorum else {})
+        return Embedded.start(settings={**settings, "ATELIER_QUORUM": "1"} if self.scenario.quorum else settings)
 
     def _set_up(self) -> Stage:
         self.say("making the shop")
@@ -166,7 +171,7 @@ class Lab:
         self.timeline = Timeline(scenario.faults(self), plan.duration_s, self.clock)
         faults = threading.Thread(target=self.timeline.run, daemon=True)
         faults.start()
-        self.running = True
+        self.running, self.load_began_s = True, self.clock()
         try:
             for number, phase in enumerate(phases):
                 url = self._url_of(phase, number)
@@ -267,9 +272,13 @@ class Lab:
 
     def _calm_down(self) -> None:
         self.say("waiting for calm")
-        deadline_s = time.monotonic() + _CALM_S
-        while not is_answering(self.direct_url) and time.monotonic() < deadline_s:
+        self._await_ready(_CALM_S)
+
+    def _await_ready(self, within_s: float) -> bool:
+        deadline_s = time.monotonic() + within_s
+        while not (is_ready := is_answering(self.direct_url)) and time.monotonic() < deadline_s:
             time.sleep(0.2)
+        return is_ready
 
     def _hear_out(self, stage: Stage, watchers: Sequence[Watcher]) -> None:
         """One last change, which every watcher must be told of before it may leave."""
@@ -300,8 +309,8 @@ class Lab:
         try:
             surveyor.survey(
                 reservations=stage.reservations,
-                skus=[*world.skus, world.canary],
-                products=[*world.products, world.canary_product],
+                skus=world.all_skus,
+                products=world.all_products,
             )
         except FinalStateError as error:
             self.notes.append(f"the final state could not be read: {error}")
@@ -309,7 +318,9 @@ class Lab:
     def _judge(self) -> list[Verdict]:
         path = self.plan.out / "history.jsonl"
         if self.plan.sabotage in TAMPERS:
-            tamper_with(path, self.plan.sabotage, random.Random(self.plan.seed))
+            with path.open(encoding="utf-8") as lines:
+                broken = list(tamper_with(lines, self.plan.sabotage, random.Random(self.plan.seed)))
+            path.write_text("".join(f"{line}\n" for line in broken), encoding="utf-8")
         names = tuple(self.scenario.checks)
         with StoredHistory() as history:
             try:

@@ -1,4 +1,7 @@
-"""The standard set: every scenario on one cluster, then every sabotage by proxy, which must be caught."""
+"""The standard set: every scenario on one cluster, then every sabotage, which must be caught.
+
+What a proxy breaks needs a run of its own; what is done to a history is done to the one that a scenario has left.
+"""
 
 import argparse
 import subprocess
@@ -14,7 +17,7 @@ from rich.table import Table
 
 from loadtest.checkers.registry import EXIT_INVALID, EXIT_UNKNOWN, EXIT_VALID
 from loadtest.faults.embedded import Embedded
-from loadtest.sabotage.registry import SABOTAGES
+from loadtest.sabotage.registry import SABOTAGES, Sabotage
 from loadtest.scenarios.registry import SCENARIOS
 
 _DURATION_S = 20.0
@@ -71,9 +74,12 @@ def _cluster(arguments: argparse.Namespace) -> Iterator[tuple[list[str], Callabl
         words = [word for url in arguments.url for word in ("--url", url)]
         yield words + (["--api-key", arguments.api_key] if arguments.api_key else []), lambda: None
         return
-    embedded = Embedded.adopt(arguments.data_dir) if arguments.data_dir else Embedded.start()
+    settings = dict(arguments.setting)
+    data_dir = arguments.data_dir
+    embedded = Embedded.adopt(data_dir, settings=settings) if data_dir else Embedded.start(settings=settings)
     try:
-        yield ["--data-dir", str(embedded.data_dir)], embedded.revive
+        words = [f"--setting={name}={value}" for name, value in settings.items()]
+        yield [f"--data-dir={embedded.data_dir}", *words], embedded.revive
     finally:
         embedded.close()
 
@@ -85,6 +91,7 @@ class Run:
     label: str
     words: list[str]
     sabotage: str | None = None
+    needs_service: bool = True
 
 
 def _choose_runs(arguments: argparse.Namespace, out: Path) -> Iterator[Run]:
@@ -94,11 +101,23 @@ def _choose_runs(arguments: argparse.Namespace, out: Path) -> Iterator[Run]:
         if _is_wanted(name, arguments) and not (arguments.url and scenario.needs_cluster):
             # A phase shorter than this has no figures of its own.
             length_s = max(duration_s, _PHASE_S * len(scenario.phases))
-            yield Run(name, [name, *common, f"--duration={length_s}", f"--out={out / name}"])
+            yield Run(name, ["run", name, *common, f"--duration={length_s}", f"--out={out / name}"])
     for name, sabotage in SABOTAGES.items():
-        if sabotage.by_proxy and _is_wanted(name, arguments) and not arguments.url:
+        if _is_wanted(name, arguments) and _has_own_run(sabotage, arguments):
             words = [sabotage.shown_by, *common, f"--duration={min(duration_s, _SABOTAGE_S)}", f"--sabotage={name}"]
-            yield Run(f"sabotage {name}", [*words, f"--out={out / f'sabotage-{name}'}"], sabotage=name)
+            yield Run(f"sabotage {name}", ["run", *words, f"--out={out / f'sabotage-{name}'}"], sabotage=name)
+    for name, sabotage in SABOTAGES.items():
+        history = out / sabotage.shown_by / "history.jsonl"
+        if _is_wanted(name, arguments) and not sabotage.by_proxy and not _has_own_run(sabotage, arguments):
+            words = ["check", str(history), f"--sabotage={name}"]
+            yield Run(f"sabotage {name}", words, sabotage=name, needs_service=False)
+
+
+def _has_own_run(sabotage: Sabotage, arguments: argparse.Namespace) -> bool:
+    """What is done to a history needs a run where none of the chosen scenarios leaves one."""
+    if sabotage.by_proxy:
+        return not arguments.url
+    return not _is_wanted(sabotage.shown_by, arguments)
 
 
 def _is_wanted(name: str, arguments: argparse.Namespace) -> bool:
@@ -107,11 +126,16 @@ def _is_wanted(name: str, arguments: argparse.Namespace) -> bool:
 
 def _run_one(run: Run, where: list[str], revive: Callable[[], None]) -> Outcome:
     began_s = time.monotonic()
-    revive()
+    words = run.words
+    if run.needs_service:
+        revive()
+        words = [*words, *where]
     try:
-        command = [sys.executable, "-m", "loadtest", "run", *run.words, *where]
+        command = [sys.executable, "-m", "loadtest", *words]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=_LIMIT_S, check=False)
         told, status = done.stdout.strip(), done.returncode
+        if not run.needs_service:
+            told = told.rpartition("\n")[2]
     except subprocess.TimeoutExpired:
         told, status = f"{run.label}: took longer than {_LIMIT_S} s", EXIT_UNKNOWN
     as_wanted = f"sabotage {run.sabotage}: caught by" in told if run.sabotage else status == EXIT_VALID

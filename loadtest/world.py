@@ -9,8 +9,11 @@ from itertools import accumulate
 from loadtest.client import STRONG, Session
 from loadtest.commands import create_product
 from loadtest.history.record import Line
+from loadtest.tally import Tally
 
 _FEATURES = [{"feature": "Fabric", "value": "Canvas"}, {"feature": "Cut", "value": "Loose"}]
+
+_TALLIES = 2
 
 
 class SetUpError(Exception):
@@ -42,6 +45,7 @@ class World:
         canary: a SKU that only the end of the run touches.
         canary_product: the product that it belongs to.
         hot: the SKUs that heavy traffic aims at: the first ones.
+        tallies: SKUs of a product of their own, to which every command adds one.
     """
 
     products: Sequence[int]
@@ -49,6 +53,17 @@ class World:
     canary: int
     canary_product: int
     hot: Sequence[int] = field(default_factory=tuple)
+    tallies: Sequence[Tally] = field(default_factory=tuple)
+
+    @property
+    def all_skus(self) -> list[int]:
+        """Every SKU that a run may have changed."""
+        return [*self.skus, self.canary, *(tally.sku_id for tally in self.tallies)]
+
+    @property
+    def all_products(self) -> list[int]:
+        """Every product that the lab has made."""
+        return [*self.products, self.canary_product, *{tally.product_id for tally in self.tallies}]
 
 
 class IdChooser:
@@ -72,7 +87,7 @@ class IdChooser:
 
 
 def make_world(session: Session, shop: Shop, *, hot: int) -> World:
-    """Makes the products of a shop and one for the canary.
+    """Makes the products of a shop, one for the canary and one for the tallies.
 
     Raises:
         SetUpError: the service refuses.
@@ -84,7 +99,14 @@ def make_world(session: Session, shop: Shop, *, hot: int) -> World:
         products.append(product_id)
         skus += made
     canary_product, canaries = _make_product(session, Shop(skus=1), related=[])
-    return World(products, skus, canaries[0], canary_product, tuple(skus[:hot]))
+    tallies = _make_tallies(session)
+    return World(products, skus, canaries[0], canary_product, tuple(skus[:hot]), tallies)
+
+
+def _make_tallies(session: Session) -> tuple[Tally, ...]:
+    product_id, skus = _make_product(session, Shop(skus=_TALLIES, stock=1000), related=[])
+    told = [session.read_stock(sku, STRONG).json() for sku in skus]
+    return tuple(Tally(product_id, stock["sku_id"], stock["version"], stock["on_hand"]) for stock in told)
 
 
 def _make_product(session: Session, shop: Shop, *, related: Sequence[int]) -> tuple[int, list[int]]:

@@ -34,6 +34,30 @@ CHECKERS: Final[dict[str, Checker]] = {
 }
 """Every checker, in the order of the report."""
 
+MEANINGS: Final[dict[str, str]] = {
+    "read your writes": "A read with a session's token shows what the session was told is done.",
+    "monotonic reads": "A session that sends its token back never sees a key go back.",
+    "monotonic writes": "A session's commands take effect in the order in which they were acknowledged.",
+    "writes follow reads": "Who sees a command's effect sees what its author had known.",
+    "bounded staleness": "A bounded read shows all that was done before its bound, and admits no more lag.",
+    "linearizability": "Strong reads and commands of a key fit into one order that agrees with the clock.",
+    "no oversell": "No figure, no running sum and no count of promises exceeds what can be there.",
+    "ledger equals stock": "What is on hand is the sum of the movements.",
+    "exactly once": "Every command has one whole effect or none, and none that nobody sent.",
+    "no lost acknowledged command": "What was acknowledged is found at the end.",
+    "feed complete and ordered": "Every watcher is told of every change once, in the order of the commits.",
+    "long fork": "It decides nothing: commits may become visible in another order on a replica.",
+}
+"""What each of them holds a service to, in one line."""
+
+COUNTED: Final[dict[str, tuple[str, ...]]] = {
+    "stale": ("read your writes", "monotonic reads", "writes follow reads", "bounded staleness", "linearizability"),
+    "oversold": ("no oversell",),
+    "lost": ("no lost acknowledged command",),
+    "applied twice": ("exactly once",),
+}
+"""What people ask first, and the checkers whose breaks are counted for it."""
+
 EXIT_VALID, EXIT_INVALID, EXIT_UNKNOWN = 0, 1, 2
 
 
@@ -47,6 +71,19 @@ def doubt_all(reason: str, names: Iterable[str] = tuple(CHECKERS)) -> list[Verdi
     """The verdicts on a history that cannot be read."""
     wanted = set(names)
     return [Verdict(name, State.UNKNOWN, 0, reason) for name in CHECKERS if name in wanted]
+
+
+def count_breaks(verdicts: Iterable[Verdict]) -> dict[str, int | None]:
+    """The breaks of each kind that was looked for; None where a checker of it could not tell."""
+    by_name = {verdict.guarantee: verdict for verdict in verdicts}
+    counts: dict[str, int | None] = {}
+    for kind, names in COUNTED.items():
+        found = [by_name[name] for name in names if name in by_name]
+        if found:
+            unknown = any(verdict.state is State.UNKNOWN for verdict in found)
+            breaks = sum(verdict.breaks for verdict in found)
+            counts[kind] = None if unknown and not breaks else breaks
+    return counts
 
 
 def conclude(verdicts: Iterable[Verdict]) -> State:

@@ -34,6 +34,11 @@ class Verdict:
     also: int = 0
     only_reported: bool = False
 
+    @property
+    def breaks(self) -> int:
+        """How often the guarantee was broken."""
+        return self.also + 1 if self.state is State.INVALID else 0
+
     def document(self) -> dict[str, object]:
         """For `summary.json`."""
         return {

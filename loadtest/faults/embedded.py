@@ -67,8 +67,7 @@ class Embedded:
         folder = Path(tempfile.mkdtemp(prefix="loadtest-cluster-"))
         # The servers' user must be able to pass through.
         folder.chmod(0o711)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")}
-        embedded = cls(folder / "data", is_own=True, environ=kept | dict(settings or {}))
+        embedded = cls(folder / "data", is_own=True, environ=outside() | dict(settings or {}))
         try:
             told = embedded.run(
                 "up", "--detach", "--json", "--empty", f"--replicas={replicas}", f"--port={find_port()}", limit_s=_UP_S
@@ -81,19 +80,27 @@ class Embedded:
         return embedded
 
     @classmethod
-    def adopt(cls, data_dir: Path) -> "Embedded":
+    def adopt(cls, data_dir: Path, *, settings: Mapping[str, str] | None = None) -> "Embedded":
         """Uses one that `atelier up --detach` started; it goes on when the run is over.
 
+        Args:
+            data_dir: where it is.
+            settings: what its service must have been started with; more processes of it get the same.
+
         Raises:
-            EmbeddedFailedError: no service runs there.
+            EmbeddedFailedError: no service runs there, or with other settings.
         """
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")}
+        settings = settings or {}
         try:
-            url = json.loads((data_dir / "service.json").read_text())["url"]
+            service = json.loads((data_dir / "service.json").read_text())
             api_key = (data_dir / "api-key").read_text().strip()
-        except (OSError, ValueError, KeyError) as error:
+            has = psutil.Process(service["pid"]).environ()
+        except (OSError, ValueError, KeyError, psutil.Error) as error:
             raise EmbeddedFailedError(f"no service runs in {data_dir}; start it with `atelier up --detach`") from error
-        return cls(data_dir, is_own=False, url=url, api_key=api_key, environ=kept)
+        for name, value in settings.items():
+            if has.get(name) != value:
+                raise EmbeddedFailedError(f"the service in {data_dir} was not started with {name}={value}")
+        return cls(data_dir, is_own=False, url=service["url"], api_key=api_key, environ=outside() | dict(settings))
 
     def revive(self) -> None:
         """Starts the service again, should it be gone."""
@@ -194,6 +201,11 @@ class Embedded:
             else:
                 return
 
+    def delay_apply(self, node: str, delay_ms: int) -> None:
+        """Lets a replica show each commit so much later; 0 for no delay."""
+        self.sql(node, f"alter system set recovery_min_apply_delay = '{delay_ms}ms'")
+        self.sql(node, "select pg_reload_conf()")
+
     def ask_for_quorum(self, nodes: Iterable[str]) -> None:
         """Makes every node, should it be the primary, wait for one standby with each commit."""
         for node in nodes:
@@ -221,6 +233,12 @@ class Embedded:
         with contextlib.suppress(EmbeddedFailedError):
             self.run("down")
         shutil.rmtree(self.data_dir.parent, ignore_errors=True)
+
+
+def outside() -> dict[str, str]:
+    """The environment without what it says to a service of somebody else's; where PostgreSQL is, is kept."""
+    kept = ("ATELIER_PG_BIN", "ATELIER_PG_USER")
+    return {name: value for name, value in os.environ.items() if name in kept or not name.startswith("ATELIER_")}
 
 
 def find_psql() -> str:

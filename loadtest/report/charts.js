@@ -40,25 +40,34 @@
     }
   };
 
-  const drawFaults = (svg, named) => {
-    const bottom = HEIGHT - BOTTOM;
-    const ends = [];
+  const reach = (fault) => {
+    const x = Math.max(toX(fault.began_s), LEFT);
+    return [x, Math.max(Math.min(toX(fault.ended_s ?? last), WIDTH - RIGHT), x + 2)];
+  };
+
+  // Under the figures, so that these keep their colours.
+  const shadeFaults = (svg) => {
     for (const fault of faults) {
-      const x = Math.max(toX(fault.began_s), LEFT), end = Math.min(toX(fault.ended_s ?? last), WIDTH - RIGHT);
-      make("rect", { x, y: TOP, width: Math.max(end - x, 2), height: bottom - TOP, class: "fault" }, svg);
-      for (const edge of [x, Math.max(end, x + 2)]) make("line", { x1: edge, x2: edge, y1: TOP, y2: bottom, class: "fault-edge" }, svg);
-      if (!named) continue;
+      const [x, end] = reach(fault);
+      make("rect", { x, y: TOP, width: end - x, height: HEIGHT - BOTTOM - TOP, class: "fault" }, svg);
+    }
+  };
+
+  // Over them, so that they can be read.
+  const nameFaults = (svg) => {
+    const bottom = HEIGHT - BOTTOM, ends = [];
+    for (const fault of faults) {
+      const [x, end] = reach(fault);
+      for (const edge of [x, end]) make("line", { x1: edge, x2: edge, y1: TOP, y2: bottom, class: "fault-edge" }, svg);
       // Names that would run into each other take the next line.
       const row = [0, 1].find((n) => (ends[n] ?? 0) <= x) ?? 0;
       ends[row] = x + fault.name.length * 6.4 + 8;
       write(svg, x + 3, TOP - 4 - row * 11, fault.name, { class: "fault-name" });
     }
-    if (phases.length > 1) {
-      for (const phase of phases) {
-        const x = Math.max(toX(phase.began_s), LEFT);
-        make("line", { x1: x, x2: x, y1: TOP, y2: bottom, class: "phase-edge" }, svg);
-        if (named) write(svg, x + 3, TOP - 4, phase.label);
-      }
+    for (const phase of phases.length > 1 ? phases : []) {
+      const x = Math.max(toX(phase.began_s), LEFT);
+      make("line", { x1: x, x2: x, y1: TOP, y2: bottom, class: "phase-edge" }, svg);
+      write(svg, x + 3, TOP - 4, phase.label);
     }
   };
 
@@ -102,6 +111,7 @@
       return HEIGHT - BOTTOM - part * (HEIGHT - TOP - BOTTOM);
     };
     const svg = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": title });
+    shadeFaults(svg);
     drawFrame(svg, ticks, toY);
     let low = at.map(() => 0);
     lines.forEach((line, n) => {
@@ -110,7 +120,7 @@
       drawArea(svg, low, high, toY, `--c${n % 6}`);
       low = high;
     });
-    drawFaults(svg, true);
+    nameFaults(svg);
     figure.append(svg);
     explain(figure, svg, lines, unit);
     document.getElementById("charts").append(figure);

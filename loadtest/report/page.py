@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from loadtest.checkers.registry import MEANINGS
+from loadtest.report.summary import tell_breaks
+
 _FOLDER = Path(__file__).parent
 _MARKS = {"valid": "✓", "invalid": "✗", "unknown": "?"}
 
@@ -26,6 +29,7 @@ def render(document: dict[str, Any]) -> str:
         "heading": f"{_MARKS[document['state']]} {document['state']}",
         "scenario": document["scenario"],
         "summary": document["summary"],
+        "breaks": tell_breaks(document["breaks"]),
         "style": (_FOLDER / "page.css").read_text(encoding="utf-8"),
         "script": (_FOLDER / "charts.js").read_text(encoding="utf-8"),
         "data": data,
@@ -47,7 +51,7 @@ def render_verdicts(verdicts: Iterable[dict[str, Any]]) -> str:
     return "".join(
         f'<tr class="{verdict["state"]}"><td class="mark">{tell_state(verdict)}</td>'
         f"<th scope=row>{html.escape(verdict['guarantee'])}</th><td class=number>{verdict['looked_at']:,}</td>"
-        f"<td>{html.escape(tell_verdict(verdict))}</td></tr>"
+        f"<td class={'witness' if verdict['witness'] else 'meaning'}>{html.escape(tell_verdict(verdict))}</td></tr>"
         for verdict in verdicts
     )
 
@@ -59,9 +63,10 @@ def tell_state(verdict: dict[str, Any]) -> str:
 
 
 def tell_verdict(verdict: dict[str, Any]) -> str:
-    """The last column: the witness, and how many more there are."""
-    if verdict["only_reported"] and not verdict["ops"]:
-        return "Never seen. It decides nothing: commits may become visible in another order on a replica."
+    """The last column: the witness, and how many more there are; without one, what the guarantee is."""
+    meaning = MEANINGS.get(verdict["guarantee"], "")
+    if not verdict["witness"]:
+        return f"Never seen. {meaning}" if verdict["only_reported"] else meaning
     more = f". And {verdict['also']} more like it." if verdict["also"] else ""
     return f"{verdict['witness']}{more}"
 
@@ -77,12 +82,14 @@ def render_figures(document: dict[str, Any]) -> str:
         "refused by the rules": f"{figures['refused']:,}",
         "errors": f"{errors:,}"
         + "".join(f"<small>{html.escape(name)} {count:,}</small>" for name, count in figures["errors"].items()),
-        "p99 from the intended start": f"{tell_ms(open_ms['p99'])}<small>closed loop {tell_ms(closed_p99_ms)}</small>",
-        "p50 / p95": f"{tell_ms(open_ms['p50'])} / {tell_ms(open_ms['p95'])}",
+        "p99, intended start": f"{tell_ms(open_ms['p99'])}<small>closed loop {tell_ms(closed_p99_ms)}</small>",
+        "p95": f"{tell_ms(open_ms['p95'])}<small>p50 {tell_ms(open_ms['p50'])}</small>",
     }
     if knee := document["knee"]:
-        cards["knee"] = f"{knee['requests_per_s']:,} a second" + (
-            "" if knee["reached"] else "<small>not reached: the limits held to the end</small>"
+        cards["knee, requests a second"] = f"{knee['requests_per_s']:,}" + (
+            f"<small>p95 {tell_ms(knee['p95_ms'])}</small>"
+            if knee["reached"]
+            else "<small>not reached: the limits held to the end</small>"
         )
     return "".join(f"<div class=card><dt>{name}</dt><dd>{value}</dd></div>" for name, value in cards.items())
 
@@ -99,9 +106,8 @@ def render_phases(document: dict[str, Any]) -> str:
         + "</tr>"
         for phase in phases
     )
-    head = "".join(
-        f"<th scope=col>{name}</th>" for name in ("phase", "requests a second", "errors", "p50", "p95", "p99")
-    )
+    names = ("requests a second", "errors", "p50", "p95", "p99")
+    head = "<th scope=col>phase</th>" + "".join(f"<th scope=col class=number>{name}</th>" for name in names)
     return f"<h2>Side by side</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
@@ -109,7 +115,10 @@ def render_faults(document: dict[str, Any]) -> str:
     """What was broken when, on the charts' time axis, and what the lab has to say beside it."""
     zero_s = document["series"]["at_s"][0] if document["series"]["at_s"] else 0
     rows = "".join(render_fault(span, zero_s) for span in document["faults"])
-    head = "".join(f"<th scope=col>{name}</th>" for name in ("fault", "from", "to", "what went wrong with it"))
+    head = (
+        "<th scope=col>fault</th><th scope=col class=number>from</th><th scope=col class=number>to</th>"
+        "<th scope=col>what went wrong with it</th>"
+    )
     table = f"<h2>Faults</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if rows else ""
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in document["notes"])
     return table + (f"<h2>Notes</h2><ul>{notes}</ul>" if notes else "")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from loadtest.checkers.registry import conclude
+from loadtest.checkers.registry import conclude, count_breaks
 from loadtest.metrics import Meter, Second
 from loadtest.plan import PhaseSpan, Plan, Result, phase_figures
 
@@ -17,6 +17,7 @@ def summarise(plan: Plan, result: Result, *, machine: dict[str, object]) -> dict
         "scenario": plan.scenario.name,
         "summary": plan.scenario.summary,
         "state": conclude(result.verdicts).value,
+        "breaks": count_breaks(result.verdicts),
         "verdicts": [verdict.document() for verdict in result.verdicts],
         "operations": result.operations,
         "figures": {
@@ -38,6 +39,7 @@ def summarise(plan: Plan, result: Result, *, machine: dict[str, object]) -> dict
             "duration_s": plan.duration_s,
             "rate_factor": plan.rate,
             "target": ", ".join(plan.urls) or "an embedded cluster",
+            "service": [f"{name}={value}" for name, value in plan.settings.items()] or None,
             "sabotage": plan.sabotage,
             "crews": [
                 f"{crew.users} x {crew.kind.__name__}, {crew.rate_per_s * plan.rate:g} arrivals a second each"
@@ -97,11 +99,17 @@ def tell_in_one_line(document: dict[str, Any], page: Path) -> str:
     return (
         f"{document['scenario']}: {document['state'].upper()}"
         + (f" ({', '.join(bad)})" if bad else f" ({len(verdicts)} checkers)")
-        + f", {figures['reads']} reads, {figures['commands']} commands, {errors} errors, "
+        + f": {tell_breaks(document['breaks'])}; {figures['reads']} reads, {figures['commands']} commands, "
+        + f"{errors} errors, "
         + f"p99 {figures['open_loop_ms']['p99']} ms from the intended start"
         + (f", knee at {knee['requests_per_s']} requests a second" if knee else "")
         + f", {page}"
     )
+
+
+def tell_breaks(breaks: dict[str, int | None]) -> str:
+    """What people ask first."""
+    return ", ".join(f"{'?' if count is None else count} {kind}" for kind, count in breaks.items())
 
 
 def _names(seconds: list[Second], attribute: str) -> list[str]:

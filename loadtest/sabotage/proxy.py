@@ -123,6 +123,32 @@ class AnswerFromThePast(Malice):
 
 
 @dataclass(slots=True)
+class StaleCache(Malice):
+    """A cache before the storefront that no write empties: for a while it answers what it has, whoever asks.
+
+    Attributes:
+        keep_s: how long it keeps an answer.
+        kept: by path, when and what.
+    """
+
+    keep_s: float = 2.0
+    kept: dict[str, tuple[float, Answer]] = field(default_factory=dict)
+
+    def handle(self, message: Message, forward: Forward) -> Answer | None:
+        """Only strong reads, which nobody may answer from memory, are always passed on."""
+        is_strong = message.headers.get("atelier-consistency") == "strong"
+        if message.method != "GET" or is_strong or not message.path.startswith("/products"):
+            return forward(message)
+        kept_s, kept = self.kept.get(message.path, (0.0, None))
+        if kept is not None and time.monotonic() - kept_s < self.keep_s:
+            return kept
+        answer = forward(message)
+        if answer.is_ok:
+            self.kept[message.path] = time.monotonic(), answer
+        return answer
+
+
+@dataclass(slots=True)
 class DropEvents(Malice):
     """Some events never come."""
 
@@ -160,6 +186,7 @@ MALICE: dict[str, Callable[[random.Random], Malice]] = {
     "send-twice": SendTwice,
     "lagging-node": AnswerFromThePast,
     "deposed-node": lambda rng: AnswerFromThePast(rng, strong=True),
+    "stale-cache": StaleCache,
     "drop-events": DropEvents,
     "reorder-events": ReorderEvents,
 }

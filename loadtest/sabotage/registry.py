@@ -1,7 +1,9 @@
 """Every sabotage by name, and the checker that must catch it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from loadtest.checkers.verdict import State, Verdict
 from loadtest.sabotage.tamper import TAMPERS
 
 
@@ -26,8 +28,18 @@ SABOTAGES: dict[str, Sabotage] = {
     "send-twice": Sabotage(("exactly once",), by_proxy=True, shown_by="mixed"),
     "lagging-node": Sabotage(("read your writes", "monotonic reads"), by_proxy=True, shown_by="heavy-writes"),
     "deposed-node": Sabotage(("linearizability",), by_proxy=True, shown_by="heavy-writes"),
+    "stale-cache": Sabotage(("read your writes", "bounded staleness"), by_proxy=True, shown_by="mixed"),
     "drop-events": Sabotage(("feed complete and ordered",), by_proxy=True, shown_by="mixed"),
     "reorder-events": Sabotage(("feed complete and ordered",), by_proxy=True, shown_by="mixed"),
     **{name: Sabotage((tamper.caught_by,), by_proxy=False, shown_by="mixed") for name, tamper in TAMPERS.items()},
 }
 """Every sabotage."""
+
+
+def tell_whether_caught(name: str, verdicts: Iterable[Verdict]) -> str:
+    """One line: the sabotage was caught by the right checker, or not."""
+    wanted = SABOTAGES[name].caught_by
+    right = [v.guarantee for v in verdicts if v.state is State.INVALID and v.guarantee in wanted]
+    return f"  sabotage {name}: " + (
+        f"caught by {', '.join(right)}" if right else f"NOT caught by {' or '.join(wanted)}"
+    )

@@ -4,10 +4,9 @@ Each takes a whole history and a source of chance, and gives a history in which 
 """
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TypeVar
 
 from loadtest.history.record import COMMANDS, EVENT, READ, Line, Op, read_op, write_op
@@ -82,7 +81,8 @@ def forget_own_write(ops: list[Op], rng: random.Random) -> list[Op]:
 def go_back_in_time(ops: list[Op], rng: random.Random) -> list[Op]:
     """A session saw a version, and later an older one."""
     read = _pick(
-        [op for op in ops if op.op == READ and op.is_ok and op.tokened and (op.lines[0].version or 0) > 1], rng
+        [op for op in ops if op.op == READ and op.is_ok and op.tokened and op.lines and (op.lines[0].version or 0) > 1],
+        rng,
     )
     line = read.lines[0]
     return renumber([*ops, _late_read(ops, read.session, line.key, (line.version or 0) - 1)])
@@ -108,7 +108,7 @@ def show_effect_before_cause(ops: list[Op], rng: random.Random) -> list[Op]:
     candidates: list[tuple[Line, Line]] = []
     known: dict[str, Line] = {}
     for op in ops:
-        if op.op == READ and op.is_ok and op.lines[0].version:
+        if op.op == READ and op.is_ok and op.lines and op.lines[0].version:
             known[op.session] = op.lines[0]
         elif _makes_version(op) and not op.replayed:
             past = known.get(op.session)
@@ -178,16 +178,13 @@ TAMPERS: dict[str, Tamper] = {
 """Every sabotage of a history."""
 
 
-def tamper_with(path: Path, name: str, rng: random.Random) -> None:
-    """Rewrites a history as the named sabotage would have left it.
+def tamper_with(lines: Iterable[str], name: str, rng: random.Random) -> Iterator[str]:
+    """The lines of a history as the named sabotage would have left them. Holds it in memory, unlike the checkers.
 
     Raises:
         NothingToBreakError: it holds nothing that could be broken so.
     """
-    with path.open(encoding="utf-8") as lines:
-        ops = [read_op(line) for line in lines]
-    broken = TAMPERS[name].apply(ops, rng)
-    path.write_text("".join(f"{write_op(op)}\n" for op in broken), encoding="utf-8")
+    return map(write_op, TAMPERS[name].apply([read_op(line) for line in lines], rng))
 
 
 def _pick(candidates: Sequence[_T], rng: random.Random) -> _T:

@@ -2,7 +2,7 @@
 
 from loadtest.scenarios.model import EVERYTHING, FEED, READS, STOCK, WRITES, Crew, Phase, Scenario
 from loadtest.users.shoppers import Buyer, Checkout, Onlooker, Shopper
-from loadtest.users.staff import CatalogueAdmin, Warehouse
+from loadtest.users.staff import CatalogueAdmin, Refiller, Warehouse
 from loadtest.world import Shop
 
 MIXED = (
@@ -11,6 +11,7 @@ MIXED = (
     Crew(Warehouse, 6, 2.0, {"counts": True}),
     Crew(CatalogueAdmin, 3, 1.0),
     Crew(Onlooker, 6, 3.0),
+    Crew(Refiller, 4, 2.0),
 )
 """A bit of everything, about a hundred requests a second: what breaks is what the run is about, not the load."""
 
@@ -45,6 +46,7 @@ LOAD = (
         (
             Crew(Warehouse, 24, 4.0),
             Crew(CatalogueAdmin, 4, 2.0),
+            Crew(Refiller, 4, 2.0),
             Crew(Onlooker, 8, 3.0),
             Crew(Checkout, 4, 1.0, {"only_hot": True}),
         ),

@@ -9,16 +9,26 @@ from loadtest.faults.timeline import Fault
 from loadtest.scenarios.load import MIXED
 from loadtest.scenarios.model import EVERYTHING, Crew, Scenario, Scene
 from loadtest.users.shoppers import Checkout, Onlooker
-from loadtest.users.staff import CatalogueAdmin, Warehouse
+from loadtest.users.staff import CatalogueAdmin, Refiller, Warehouse
 
-_WRITING = (Crew(Warehouse, 10, 2.0), Crew(Checkout, 8, 1.0), Crew(CatalogueAdmin, 3, 1.0), Crew(Onlooker, 8, 3.0))
+_WRITING = (
+    Crew(Warehouse, 10, 2.0),
+    Crew(Checkout, 8, 1.0),
+    Crew(CatalogueAdmin, 3, 1.0),
+    Crew(Onlooker, 8, 3.0),
+    Crew(Refiller, 4, 1.0),
+)
 
 
 def lag_replicas(scene: Scene) -> list[Fault]:
-    """One replica's replay pauses, then the other's; then one applies in gulps, as with a delay."""
+    """One replica's replay pauses, then the other's; then one shows everything late, and at last both do."""
     one, other = scene.replicas[:2]
-    faults = [_paused(scene, one, 0.1, 0.35), _paused(scene, other, 0.45, 0.6)]
-    return faults + [_paused(scene, one, start, start + 0.06) for start in (0.68, 0.78, 0.88)]
+    return [
+        _paused(scene, one, 0.08, 0.3),
+        _paused(scene, other, 0.38, 0.52),
+        _delayed(scene, one, 300, 0.58, 0.94),
+        _delayed(scene, other, 1500, 0.76, 0.94),
+    ]
 
 
 def kill_replica(scene: Scene) -> list[Fault]:
@@ -34,14 +44,14 @@ def freeze_replica(scene: Scene) -> list[Fault]:
 
 
 def kill_primary(scene: Scene) -> list[Fault]:
-    """The primary dies, a replica is promoted, and what was the primary comes back as a replica."""
+    """The primary dies, for a while there is none, a replica is promoted, and the dead one comes back as a replica."""
     old, new = scene.primary, scene.replicas[0]
-
-    def fail_over() -> None:
-        _cluster(scene).cluster("kill", old)
-        _cluster(scene).cluster("promote", new)
-
-    return [Fault(f"{old} killed, {new} promoted", 0.25, 0.65, fail_over, _act(scene, "start", old))]
+    kill, promote, start = _act(scene, "kill", old), _act(scene, "promote", new), _act(scene, "start", old)
+    # Should the run be over early, they are mended in this order.
+    return [
+        Fault(f"until {new} is promoted", 0.2501, 0.3, lambda: None, promote),
+        Fault(f"{old} killed", 0.25, 0.65, kill, start),
+    ]
 
 
 def slow_network(scene: Scene) -> list[Fault]:
@@ -100,7 +110,7 @@ def change_schema(scene: Scene) -> list[Fault]:
 TROUBLE = (
     Scenario(
         "replica-lag",
-        "replay is paused and resumed on one replica and the other",
+        "replay is paused and resumed on one replica and the other; then it is delayed",
         _WRITING,
         EVERYTHING,
         faults=lag_replicas,
@@ -179,6 +189,16 @@ def _paused(scene: Scene, node: str, begins: float, ends: float) -> Fault:
         ends,
         lambda: _cluster(scene).pause_replay(node),
         lambda: _cluster(scene).resume_replay(node),
+    )
+
+
+def _delayed(scene: Scene, node: str, delay_ms: int, begins: float, ends: float) -> Fault:
+    return Fault(
+        f"{node} {delay_ms} ms late",
+        begins,
+        ends,
+        lambda: _cluster(scene).delay_apply(node, delay_ms),
+        lambda: _cluster(scene).delay_apply(node, 0),
     )
 
 

@@ -53,3 +53,24 @@ class CatalogueAdmin(LabUser):
         self.session.command(update_product(product_id, {"slogan": slogan}, version))
         self.session.read_product(product_id, CAUSAL)
         self.session.get(f"/products/{product_id}/styles", "/products/[id]/styles", EVENTUAL)
+
+
+class Refiller(LabUser):
+    """Puts one piece after the other on a shelf, and looks at the product's page, whose quantity must have it."""
+
+    @task
+    def refill(self) -> None:
+        """One piece, and the page as its shoppers see it."""
+        tally = self.rng.choice(self.stage.world.tallies)
+        self.session.command(adjust([(tally.sku_id, 1)]))
+        self._look(tally.product_id, CAUSAL)
+
+    @task(2)
+    def look(self) -> None:
+        """The page alone, in every way that a read can be asked for."""
+        product_id = self.rng.choice(self.stage.world.tallies).product_id
+        self._look(product_id, self.rng.choice((CAUSAL, STRONG, _BOUNDED, _BOUNDED)))
+
+    def _look(self, product_id: int, consistency: Consistency) -> None:
+        tallies = [tally for tally in self.stage.world.tallies if tally.product_id == product_id]
+        self.session.read_styles(product_id, tallies, consistency)

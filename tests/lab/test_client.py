@@ -11,6 +11,7 @@ from loadtest.commands import adjust, confirm, count, reserve, update_product
 from loadtest.history.record import Line, read_op
 from loadtest.metrics import Meter
 from loadtest.recorder import Recorder
+from loadtest.tally import Tally
 from loadtest.transport import Answer, PlainTransport
 from tests.lab.stub import refuse, reply, serving
 
@@ -74,6 +75,19 @@ def test_token_of_an_answer_goes_with_the_next_read(bench):
     assert (first.tokened, second.tokened, third.tokened) == (False, True, False)
     assert first.lines == (Line("sku:7", 4, 9, 2),)
     assert (first.node, first.lag_ms, second.token_sent) == ("pg2", 3.0, first.token_got)
+
+
+def test_quantity_on_a_page_tells_the_version_where_every_command_adds_one(bench):
+    """Version 4 with 10 pieces and one more each time: 13 pieces are version 7; what is not shown has version 0."""
+    page = {"product_id": "3", "results": [{"style_id": 1, "skus": {"7": {"quantity": 13, "size": "M"}}}]}
+    made = bench(reply(200, page), refuse(404, "not-found"))
+    tallies = (Tally(3, 7, 4, 10), Tally(3, 8, 2, 10))
+    made.session.read_styles(3, tallies)
+    made.session.read_styles(3, tallies, STRONG)
+    shown, gone = made.ops
+    assert shown.lines == (Line("sku:7", 7), Line("sku:8", 0))
+    assert (gone.outcome, gone.mode, gone.lines) == ("ok", "strong", (Line("sku:7", 0), Line("sku:8", 0)))
+    assert made.stub.seen[0][1] == "/products/3/styles"
 
 
 def test_read_says_what_it_asks_for(bench):

@@ -144,6 +144,19 @@ def test_answers_of_the_past_come_again(sabotaged, name, mode, other):
     assert get(proxy.url, Atelier_Consistency=other).json() != first
 
 
+def test_cache_without_invalidation_answers_from_memory_until_it_is_too_old(sabotaged, counting):
+    """Pages of the shop alone, whatever the token; strong reads and everything else are passed on."""
+    proxy = sabotaged("stale-cache", keep_s=3600.0)
+    first = get(proxy.url, "/products/1").json()
+    assert get(proxy.url, "/products/1", Atelier_Token="abc").json() == first
+    assert get(proxy.url, "/products/1", Atelier_Consistency="strong").json() != first
+    assert get(proxy.url, "/products/1/styles").json() != first
+    assert get(proxy.url, "/inventory/1").json() != get(proxy.url, "/inventory/1").json()
+    assert get(proxy.url, "/products/1").json() == first
+    hasty = sabotaged("stale-cache", keep_s=0.0)
+    assert get(hasty.url, "/products/1").json() != get(hasty.url, "/products/1").json()
+
+
 def stream(handler, _):
     """A feed of fifty events; then it ends."""
     handler.close_connection = True

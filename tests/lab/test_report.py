@@ -26,6 +26,7 @@ def make_document(**more):
         "scenario": "planted",
         "summary": "a run that never was </script><script>alert(1)</script>",
         "state": "invalid",
+        "breaks": {"stale": 4, "oversold": None, "applied twice": 0},
         "verdicts": verdicts,
         "operations": 100,
         "figures": {
@@ -92,7 +93,9 @@ def test_verdicts_stand_on_top_with_their_witness(opened):
     rows = opened.evaluate("[...document.querySelectorAll('.verdicts tbody tr')].map(r => r.innerText)")
     assert "✗ invalid" in rows[0]
     assert "session <ann> saw & lost. And 3 more like it." in rows[0]
+    assert "Every command has one whole effect or none" in rows[1]
     assert "reported" in rows[3]
+    assert opened.evaluate("document.querySelector('.breaks').textContent") == "4 stale, ? oversold, 0 applied twice"
     above = "document.querySelector('.verdicts').getBoundingClientRect().bottom < document.querySelector('svg').getBoundingClientRect().top"
     assert opened.evaluate(above)
 

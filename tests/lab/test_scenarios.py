@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from loadtest.faults.embedded import Embedded
+from loadtest.faults.embedded import Embedded, EmbeddedFailedError
 from loadtest.sabotage.registry import SABOTAGES
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -79,6 +79,29 @@ def test_scenario_is_valid_while_something_breaks(name, run):
 
 
 @pytest.mark.slow
+def test_replicas_lag_by_pauses_and_by_a_delayed_apply(run):
+    """The lag that the service itself tells is on the report's axis while each replica is late, and gone between."""
+    status, told, summary = run("replica-lag", duration_s=16)
+    assert status == 0, told
+    lags = {span["name"]: worst_lag_ms(summary, span) for span in summary["faults"]}
+    assert list(lags) == ["pg2 paused", "pg3 paused", "pg2 300 ms late", "pg3 1500 ms late"]
+    assert lags["pg2 paused"] > 1000
+    assert lags["pg3 1500 ms late"] > 900
+    assert 250 < lags["pg2 300 ms late"] < 1000
+
+
+def worst_lag_ms(summary, span):
+    """The greatest lag of a fault's node while it was there, but for the second of its beginning."""
+    node = span["name"].split()[0]
+    series = summary["series"]
+    return max(
+        lag_ms or 0
+        for at_s, lag_ms in zip(series["at_s"], series["lag_ms"][node], strict=True)
+        if span["began_s"] + 1 <= at_s <= span["ended_s"] - 1
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LONG)
 def test_long_scenario_is_valid(name, run):
     """The rest of the standard set, shortened."""
@@ -134,9 +157,27 @@ def check_caught(name, run):
     assert f"sabotage {name}: caught by" in told
 
 
+@pytest.mark.slow
+def test_cache_that_is_never_emptied_is_caught_by_both_guarantees_that_it_breaks(run):
+    """A client misses its own change, and an answer is older than the bound that was asked for."""
+    status, told, summary = run("mixed", "--sabotage=stale-cache", "--rate=1", duration_s=10)
+    assert status == 1, told
+    invalid = {verdict["guarantee"] for verdict in summary["verdicts"] if verdict["state"] == "invalid"}
+    assert {"read your writes", "bounded staleness"} <= invalid, told
+    witness = next(v["witness"] for v in summary["verdicts"] if v["guarantee"] == "read your writes")
+    assert "sent with its token" in witness
+
+
+def test_service_of_a_given_cluster_must_have_the_settings_that_are_asked_for(embedded):
+    """A report never says that something was off which was on."""
+    with pytest.raises(EmbeddedFailedError, match="was not started with ATELIER_WORKERS=3"):
+        Embedded.adopt(embedded.data_dir, settings={"ATELIER_WORKERS": "3"})
+
+
 def test_wrong_command_lines_end_in_one_clear_line():
     """No traceback, and a status that is no verdict of validity."""
     for words in (["run", "no-such-scenario"], ["run", "mixed", "--url", "http://127.0.0.1:9"], ["run", "replica-kill", "--url", "x", "--api-key", "k"],
+                  ["run", "mixed", "--url", "x", "--api-key", "k", "--setting", "ATELIER_WORKERS=2"],
                   ["run", "mixed", "--data-dir", "/nonexistent"], ["run", "mixed", "--url", "http://127.0.0.1:9", "--api-key", "k"]):  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-m", "loadtest", *words], capture_output=True, text=True, timeout=120, check=False
