@@ -15,7 +15,7 @@ from loadtest.metrics import Meter, Second
 from loadtest.run import Lab
 
 _REFRESH_S = 0.5
-_SHOWN_S = 40
+_SHOWN_S = 30
 _STEPS = "▁▂▃▄▅▆▇█"
 _BAR_COLUMNS = 30
 
@@ -55,13 +55,13 @@ def draw(lab: Lab) -> Group:
         ProgressBar(total=lab.plan.duration_s, completed=passed_s, width=_BAR_COLUMNS),
         f"{passed_s:.0f} of {lab.plan.duration_s:.0f} s" if lab.running else "the load is over",
     )
-    return Group(head, draw_figures(lab.meter, now_s, lab.timeline.current))
+    first = max(int(lab.load_began_s or 0), int(now_s) - _SHOWN_S)
+    return Group(head, draw_figures(lab.meter, range(first, int(now_s)), lab.timeline.current))
 
 
-def draw_figures(meter: Meter, now_s: float, fault: str) -> Table:
-    """One row a figure: the last whole second in digits, and the seconds before it as a curve."""
-    last = int(now_s) - 1
-    seconds = [meter.seconds.get(second, Second()) for second in range(max(0, last - _SHOWN_S + 1), last + 1)]
+def draw_figures(meter: Meter, shown: range, fault: str) -> Table:
+    """One row a figure: the last of some whole seconds in digits, and all of them as a curve."""
+    seconds = [meter.seconds.get(second, Second()) for second in shown]
     now = seconds[-1] if seconds else Second()
     p99_ms = now.latency.percentile_ms(99)
     errors = ", ".join(f"{name} {count}" for name, count in meter.all.errors.most_common(3))
