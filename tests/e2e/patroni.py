@@ -44,6 +44,31 @@ def await_other_leader(stack: Stack, old: str) -> str:
     return leader
 
 
+def view(stack: Stack) -> dict[str, dict[str, object]]:
+    """What a reading container has observed of each node."""
+    nodes = json.loads(stack.ask_inside("reads", "/cluster"))["nodes"]
+    return {node["name"]: node for node in nodes}
+
+
+def await_view(stack: Stack, leader: str) -> dict[str, dict[str, object]]:
+    """Waits until the service sees who leads, everybody on one timeline, and each standby's lag; gives what it sees."""
+
+    def is_whole() -> bool:
+        seen = view(stack)
+        roles = {name: node["role"] for name, node in seen.items()}
+        lags = [isinstance(node["lag_ms"], (int, float)) for node in seen.values()]
+        wanted = {name: "primary" if name == leader else "replica" for name in NODES}
+        return roles == wanted and all(lags) and len({node["timeline"] for node in seen.values()}) == 1
+
+    wait_for(is_whole, within_s=30, what=f"{leader} as the primary in the service's view")
+    return view(stack)
+
+
+def active_slots(stack: Stack, node: str) -> set[str]:
+    """The slots of a node that somebody streams from."""
+    return {name for (name,) in stack.sql(node, "select slot_name from pg_replication_slots where active")}
+
+
 def is_standby(stack: Stack, node: str) -> bool:
     """Whether Patroni says that a node streams."""
     return members(stack).get(node, {}).get("State") == "streaming"

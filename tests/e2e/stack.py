@@ -108,6 +108,13 @@ class Stack:
         )
         return found
 
+    def is_well(self, service: str) -> bool:
+        """Whether each of its containers is healthy, or has done what it is for."""
+        form = "{{.State.Status}} {{.State.ExitCode}} {{with .State.Health}}{{.Status}}{{end}}"
+        found = self.compose("ps", "--all", "--quiet", service).split()
+        states = run("docker", "inspect", "-f", form, *found).splitlines()
+        return {state.strip() for state in states} <= {"running 0 healthy", "exited 0"}
+
     def is_healthy(self, service: str) -> bool:
         """Whether its only container says so."""
         health = self.state(service).get("Health")
@@ -117,6 +124,15 @@ class Stack:
         """Does to a container's network what `containers/faults/network-fault` can do."""
         shared = f"container:{self.container(service)}"
         run("docker", "run", "--rm", "--network", shared, "--cap-add", "NET_ADMIN", f"{PREFIX}-faults", *fault)
+
+    def services(self) -> list[str]:
+        """The names of all services, those of profiles left out."""
+        return self.compose("config", "--services").split()
+
+    def ask_inside(self, service: str, path: str) -> str:
+        """What a service answers to those who are inside, past the proxy."""
+        script = f"import urllib.request as web; print(web.urlopen('http://127.0.0.1:8000{path}').read().decode())"
+        return self.exec(service, "python3", "-c", script)
 
     def logs(self, service: str) -> str:
         """All that a service has logged."""

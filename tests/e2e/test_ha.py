@@ -4,8 +4,18 @@ import time
 
 import pytest
 
-from tests.e2e.checks import assert_exactly_once
-from tests.e2e.patroni import MARGIN_S, NODES, TTL_S, await_other_leader, await_whole, find_leader, is_standby
+from tests.e2e.checks import assert_exactly_once, identify_files
+from tests.e2e.patroni import (
+    MARGIN_S,
+    NODES,
+    TTL_S,
+    active_slots,
+    await_other_leader,
+    await_view,
+    await_whole,
+    find_leader,
+    is_standby,
+)
 from tests.e2e.stack import Stack, wait_for
 from tests.e2e.traffic import Client, CommandLoad, ReadLoad, make_product, traffic
 
@@ -65,8 +75,9 @@ def test_the_service_follows_patroni_and_reads_from_standbys(ha: Stack, whole: t
 def test_a_switchover_loses_nothing_and_needs_no_change_of_ours(
     ha: Stack, whole: tuple[str, str], skus: list[int]
 ) -> None:
-    """Under load: the service finds the new primary by itself."""
+    """Under load: the service finds the new primary by itself; roles, timeline, lag and slots follow."""
     old, new = whole
+    before = await_view(ha, old)
     with traffic(ha.port, ha.key, skus) as (commands, reads):
         commands.wait_for_more(100)
         ha.exec(old, "patronictl", "switchover", "--leader", old, "--candidate", new, "--force")
@@ -74,6 +85,9 @@ def test_a_switchover_loses_nothing_and_needs_no_change_of_ours(
     check_outcome(ha, commands, reads, leader=new)
     assert find_leader(ha) == new
     await_whole(ha)
+    after = await_view(ha, new)
+    assert after[new]["timeline"] == before[old]["timeline"] + 1
+    assert active_slots(ha, new) == {node.replace("-", "_") for node in NODES if node != new}
 
 
 def test_killing_the_primarys_container_loses_no_acknowledged_command(
@@ -146,3 +160,17 @@ def test_the_loss_of_one_standby_and_of_one_etcd_stops_nothing(
         wait_for(lambda: is_standby(ha, other), within_s=120, what="the standby streaming again")
     assert find_leader(ha) == leader
     check_outcome(ha, commands, reads, leader=leader)
+
+
+def test_restarting_each_container_in_turn_loses_nothing(ha: Stack, whole: tuple[str, str], skus: list[int]) -> None:
+    """All nodes and all etcd, the leader among them, under load; nothing is cloned."""
+    files = {node: identify_files(ha, node) for node in NODES}
+    with traffic(ha.port, ha.key, skus) as (commands, reads):
+        commands.wait_for_more(50)
+        for service in (*NODES, *(f"etcd-{number}" for number in (1, 2, 3))):
+            ha.compose("restart", service)
+            wait_for(lambda name=service: ha.is_well(name), within_s=90, what=f"{service} being well")
+            leader, _ = await_whole(ha)
+            commands.wait_for_more(20)
+    check_outcome(ha, commands, reads, leader=leader)
+    assert {node: identify_files(ha, node) for node in NODES} == files

@@ -1,13 +1,15 @@
 """What an operator changes while clients go on: how many serve, what runs, the schema, the strategy."""
 
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.checks import assert_exactly_once, await_known_reads, await_streaming, identify_files
 from tests.e2e.stack import Stack, wait_for
-from tests.e2e.traffic import Client, traffic
+from tests.e2e.traffic import Client, CommandLoad, Follower, traffic
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -68,6 +70,55 @@ def test_a_rolling_restart_under_load_fails_no_request(
     assert reads.failures == []
     assert commands.refused == Counter()
     assert_exactly_once(plain, commands)
+
+
+def test_who_follows_the_changes_is_handed_over_while_the_reads_are_rolled(
+    plain: Stack, product: tuple[int, list[int]]
+) -> None:
+    """Each stream says that it ends; behind its last event, elsewhere, nothing is missing and nothing comes twice."""
+    sku_id = product[1][0]
+    with Follower(plain.port, sku_id) as follower:
+        with CommandLoad(plain.port, plain.key, [sku_id], threads=2) as commands, ThreadPoolExecutor(1) as pool:
+            rolling = pool.submit(plain.roll, "reads")
+            follower.listen_while(lambda: not rolling.done())
+            rolling.result()
+        follower.listen_while(lambda: len(follower.versions) < len(commands.acknowledged))
+    assert follower.ends
+    assert set(follower.ends) == {"stopping"}
+    first = follower.versions[0]
+    assert follower.versions == list(range(first, first + len(commands.acknowledged)))
+
+
+@pytest.mark.parametrize(("service", "within_s"), [("reads", 10), ("proxy", 20)])
+def test_open_streams_hold_up_no_stop(plain: Stack, service: str, within_s: float) -> None:
+    """The notice and a moment, or the time that the proxy gives to what it has begun; not the time to be killed."""
+    with Client(plain.port) as first, Client(plain.port) as second:
+        for client in (first, second):
+            client.open_stream("/changes")
+        begun_s = time.monotonic()
+        plain.compose("stop", service)
+        stopped_s = time.monotonic() - begun_s
+    plain.up("--no-deps", service)
+    assert stopped_s < within_s
+
+
+def test_restarting_each_container_ends_in_the_same_state(plain: Stack, product: tuple[int, list[int]]) -> None:
+    """One after the other, also those that have done what they are for: they find it done."""
+    _, (sku_id, *_) = product
+    key, files = plain.key, {node: identify_files(plain, node) for node in NODES}
+    with Client(plain.port, key=key) as client:
+        stock = client.get(f"/inventory/{sku_id}", Atelier_Consistency="strong").json
+        count = len(client.get("/products?count=1000", Atelier_Consistency="strong").json)
+    for service in plain.services():
+        plain.compose("restart", service)
+        wait_for(lambda name=service: plain.is_well(name), within_s=60, what=f"{service} being well")
+    await_streaming(plain, "replica-1", "replica-2")
+    await_known_reads(plain, 2)
+    with Client(plain.port, key=key) as client:
+        assert client.get(f"/inventory/{sku_id}", Atelier_Consistency="strong").json == stock
+        assert len(client.get("/products?count=1000", Atelier_Consistency="strong").json) == count
+    assert plain.key == key
+    assert {node: identify_files(plain, node) for node in NODES} == files
 
 
 @pytest.mark.parametrize("service", ["replica-1", "primary"])
@@ -149,3 +200,29 @@ def test_rotating_the_token_keys_under_load_fails_no_request(plain: Stack, produ
         assert answer.status == 200
     assert reads.failures == []
     assert commands.refused == Counter()
+
+
+@pytest.mark.slow
+def test_a_roles_new_password_is_taken_by_who_is_rolled(plain: Stack, product: tuple[int, list[int]]) -> None:
+    """As the runbook says: renewed, told to the primary, rolled; the old password opens nothing any more."""
+    for role in ("reader", "writer", "monitor", "migrator"):
+        old = plain.exec("primary", "cat", f"/run/secrets/atelier/{role}")
+        with traffic(plain.port, plain.key, product[1]) as (commands, reads):
+            plain.compose("run", "--rm", "secrets", "make-secrets", "renew", role)
+            plain.exec("primary", "node", "roles")
+            plain.roll("reads")
+            plain.roll("writes")
+            commands.wait_for_more(50)
+        assert reads.failures == []
+        assert_exactly_once(plain, commands)
+        new = plain.exec("primary", "cat", f"/run/secrets/atelier/{role}")
+        assert (try_password(plain, role, old), try_password(plain, role, new)) == ("refused", "let in")
+    plain.compose("run", "--rm", "--no-deps", "migrate")
+
+
+def try_password(plain: Stack, role: str, password: str) -> str:
+    """What the primary does with a role that comes from another node with a password."""
+    entry = f"host=primary dbname=atelier user={role} password={password}"
+    script = 'psql --no-psqlrc -qAtX --dbname="$0" --command "select 1" 2>&1 || true'
+    said = plain.exec("replica-1", "bash", "-c", script, entry)
+    return {"1": "let in"}.get(said, "refused" if "password authentication failed" in said else said)

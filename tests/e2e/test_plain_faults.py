@@ -61,6 +61,23 @@ def test_a_slow_or_cut_network_to_a_replica_costs_no_reader_an_error(
     await_streaming(plain, "replica-1", "replica-2")
 
 
+@pytest.mark.parametrize(("fault", "mend"), [("pause", "unpause"), ("kill", "start")], ids=["frozen", "killed"])
+def test_a_frozen_or_killed_replica_costs_no_reader_an_error(
+    plain: Stack, product: tuple[int, list[int]], fault: str, mend: str
+) -> None:
+    """Its sibling and the primary answer; it streams again when it is mended."""
+    with traffic(plain.port, plain.key, product[1]) as (commands, reads):
+        commands.wait_for_more(100)
+        plain.compose(fault, "replica-1")
+        try:
+            commands.wait_for_more(300)
+        finally:
+            plain.compose(mend, "replica-1")
+    assert reads.failures == []
+    assert_exactly_once(plain, commands)
+    await_streaming(plain, "replica-1", "replica-2")
+
+
 def test_a_service_that_is_killed_comes_back_and_readers_notice_nothing(
     plain: Stack, product: tuple[int, list[int]]
 ) -> None:

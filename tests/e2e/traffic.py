@@ -64,9 +64,10 @@ class Client:
             raise
         return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, content)
 
-    def open_stream(self, path: str) -> http.client.HTTPResponse:
+    def open_stream(self, path: str, **headers: str) -> http.client.HTTPResponse:
         """Asks for a stream of events and leaves it open."""
-        self._connection.request("GET", path, headers={"Accept": "text/event-stream"})
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self._connection.request("GET", path, headers={"Accept": "text/event-stream", **named})
         answer = self._connection.getresponse()
         assert answer.status == 200, answer.read(500)
         assert answer.getheader("content-type", "").startswith("text/event-stream")
@@ -213,6 +214,62 @@ class ReadLoad(Load):
         self.served[answer.headers["atelier-served-by"]] += 1
         if keeps_token:
             headers["Atelier_Token"] = answer.token
+
+
+class Follower:
+    """Follows a SKU's stock over the change feed; whenever the stream ends, comes back behind what it has seen."""
+
+    def __init__(self, port: int, sku_id: int) -> None:
+        self._client, self._sku_id = Client(port, timeout_s=20), sku_id
+        self._stream = self._client.open_stream("/changes")
+        self._last_id = ""
+        self.versions: list[int] = []
+        self.ends: list[str] = []
+        """Why each stream ended; `cut` where it did not say so."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.__exit__()
+
+    def listen_while(self, is_wanted: Callable[[], bool]) -> None:
+        """Reads on; asks after each event whether more is wanted, so events have to go on coming."""
+        while is_wanted():
+            event = self._read_event()
+            if event is None:
+                self._come_back("cut")
+            elif event["event"] == "end":
+                self._come_back(json.loads(event["data"])["reason"])
+            else:
+                self._note(event)
+
+    def _read_event(self) -> dict[str, str] | None:
+        """The next event's fields; None where the stream ends without one."""
+        fields: dict[str, str] = {}
+        try:
+            for line in self._stream:
+                name, _, value = line.decode().rstrip("\n").partition(": ")
+                if value.startswith("follows "):
+                    self._last_id = value.removeprefix("follows ")
+                elif name:
+                    fields[name] = value
+                elif "data" in fields:
+                    return fields
+        except BROKEN:
+            pass
+        return None
+
+    def _come_back(self, reason: str) -> None:
+        self.ends.append(reason)
+        self._client.__exit__()
+        self._stream = self._client.open_stream("/changes", Last_Event_ID=self._last_id)
+
+    def _note(self, event: dict[str, str]) -> None:
+        self._last_id = event["id"]
+        data = json.loads(event["data"])
+        if data.get("sku_id") == self._sku_id:
+            self.versions.append(data["version"])
 
 
 def make_product(port: int, key: str, *, skus: int = 4) -> tuple[int, list[int]]:
