@@ -58,6 +58,8 @@ LOCK := uv pip compile --quiet --universal --generate-hashes --no-header --no-an
 lock: ## resolves the dependencies anew
 	$(LOCK) --upgrade --extra embedded --extra load --group pyproject.toml:dev pyproject.toml -o requirements/dev.txt
 	$(LOCK) --extra embedded --group pyproject.toml:build -c requirements/dev.txt pyproject.toml -o requirements/service.txt
+	@$(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['load'], sep='\n')" \
+	  | $(LOCK) -c requirements/dev.txt - -o requirements/load.txt
 	$(PYTHON) tools/stale.py stamp
 
 clean: ## removes .venv and caches; data in .atelier stay

@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent
-LOCKS = ("requirements/service.txt", "requirements/dev.txt")
+LOCKS = ("requirements/service.txt", "requirements/load.txt", "requirements/dev.txt")
 
 
 def digest_dependencies() -> str:
