@@ -1,21 +1,25 @@
 """For `locust -f loadtest/locustfile.py`: the lab's users behind Locust's own web page, headless, or on many machines.
 
 Every process makes a small shop of its own through the API, so workers need nothing but the address and a key. With
-`--history FILE` each process writes what it saw to FILE.<number>; `python -m loadtest check FILE.*` judges them as one
-(of processes on one machine, whose clocks agree).
+`--history FILE` every process writes each test to FILE.<process>.<test>; `python -m loadtest check FILE.*`
+judges them as one, if the processes ran on one machine, whose clocks agree.
 """
 
+import itertools
 import os
 import random
 import secrets
 from pathlib import Path
 from typing import Any
 
+import gevent.hub
 from locust import User, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
+from locust.exception import StopTest
 from locust.runners import MasterRunner
 
+from loadtest.checkers.registry import EXIT_UNKNOWN
 from loadtest.client import Session
 from loadtest.clock import start_clock
 from loadtest.final import Surveyor
@@ -25,9 +29,15 @@ from loadtest.transport import PlainTransport
 from loadtest.users import shoppers, staff
 from loadtest.users.base import LabUser, Stage
 from loadtest.watcher import Watcher as FeedWatcher
-from loadtest.world import Shop, make_world
+from loadtest.world import SetUpError, Shop, make_world
+
+# Locust tells of it in one line, which is enough.
+gevent.hub.Hub.NOT_ERROR = (*gevent.hub.Hub.NOT_ERROR, StopTest)
 
 _OPEN_S = 15.0
+# Locust lets a worker sleep for so long after each test.
+_STOP_S = 5.0
+_tests = itertools.count(1)
 
 
 class Shopper(shoppers.Shopper):
@@ -91,7 +101,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     parser.add_argument("--arrivals", type=float, default=1.0, help="of each user, a second")
     parser.add_argument("--products", type=int, default=20, help="of the shop that each process makes")
     parser.add_argument(
-        "--history", default="", help="write what happens to this file, with the process's number behind it"
+        "--history", default="", help="write what happens to this file, with the numbers of process and test behind it"
     )
     parser.add_argument("--seed", type=int, default=1, help="of every chance")
 
@@ -102,17 +112,22 @@ def open_stage(environment: Environment, **_: Any) -> None:
     if isinstance(environment.runner, MasterRunner):
         return
     options = environment.parsed_options
-    number = getattr(environment.runner, "worker_index", 0)
-    history = Path(f"{options.history}.{number}") if options.history else None
+    number, test = getattr(environment.runner, "worker_index", 0), next(_tests)
+    history = Path(f"{options.history}.{number}.{test}") if options.history else None
     # All processes of one machine count from the same moment.
     clock, recorder = start_clock(0.0), Recorder(history, Meter())
-    prefix = f"{number}-{os.getpid()}/"
+    prefix = f"{number}-{os.getpid()}-{test}/"
     rng, run_id = random.Random(f"{options.seed}/{number}"), secrets.token_hex(4)
     transport = PlainTransport(environment.host or "")
     session = Session(
         f"{prefix}setup", transport, api_key=options.api_key, recorder=recorder, clock=clock, rng=rng, run_id=run_id
     )
-    world = make_world(session, Shop(products=options.products), hot=8)
+    try:
+        world = make_world(session, Shop(products=options.products), hot=8)
+    except SetUpError as error:
+        recorder.close()
+        environment.process_exit_code = EXIT_UNKNOWN
+        raise StopTest(str(error)) from None
     LabUser.stage = Stage(
         world, recorder, clock=clock, api_key=options.api_key, seed=options.seed, run_id=run_id, prefix=prefix
     )
@@ -122,12 +137,14 @@ def open_stage(environment: Environment, **_: Any) -> None:
 @events.test_stopping.add_listener
 def say_goodbye(environment: Environment, **_: Any) -> None:
     """Lets every user end its errand."""
-    environment.stop_timeout = environment.stop_timeout or 20
+    environment.stop_timeout = environment.stop_timeout or _STOP_S
 
 
-@events.quitting.add_listener
+@events.test_stop.add_listener
 def close_stage(environment: Environment, **_: Any) -> None:
-    """Reads the final state into the history, if one is kept, and ends it."""
+    """When the last user is gone: reads the final state into the history, if one is kept, and ends it."""
+    if isinstance(environment.runner, MasterRunner):
+        return
     stage = getattr(LabUser, "stage", None)
     if stage is None:
         return

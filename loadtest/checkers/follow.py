@@ -1,11 +1,12 @@
 """Writes follow reads: whoever sees a command's effect then sees what its author had seen before sending it.
 
-The same is asked of the author's own earlier command (monotonic writes, as others see them). Of each command the last
-thing its author read and the last command its author made are looked at: by induction that reaches all of its past.
+The same is asked of the author's own earlier command (monotonic writes, as others see them). Of each command all that
+its author's last read showed and the last command its author made are looked at: by induction that reaches all of its
+past.
 """
 
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import chain, groupby
 from typing import NamedTuple
 
 from loadtest.checkers.sessions import walk_sessions
@@ -100,7 +101,7 @@ def _turns(history: History) -> Iterator[Row]:
 def _pasts(command: Row) -> list[tuple[Past, str, int]]:
     """What the author of a command knew of other keys, with the words for it."""
     key, version, _, n, *known = command
-    pasts = [Past._make(known[:3]), Past._make(known[3:])]
+    pasts = [Past._make(known[at : at + 3]) for at in range(0, len(known), 3)]
     made = f"version {version} of {key} (op {n}) was made by one who knew"
     return [
         (past, f"{made} version {past.version} of {past.key} (op {past.n})", n)
@@ -112,17 +113,19 @@ def _pasts(command: Row) -> list[tuple[Past, str, int]]:
 def _effects_and_reads(history: History) -> Iterator[Row]:
     """Commands with what their authors knew, and reads: by key and version, commands first."""
     session = None
-    read = wrote = _NO_PAST
+    wrote, read = _NO_PAST, [_NO_PAST]
     for step in walk_sessions(history):
         if step.session != session:
-            session, read, wrote = step.session, _NO_PAST, _NO_PAST
+            session, wrote, read = step.session, _NO_PAST, [_NO_PAST]
         if not step.key:
             continue
         if step.is_read:
             if step.tokened:
                 yield (step.key, step.version, _READ, step.n, step.session, step.invoked_s, step.completed_s)
-            read = Past(step.key, step.version, step.n)
+            # One read may show several keys, and no induction leads from one of them to the others.
+            read = read if read[-1].n == step.n else []
+            read.append(Past(step.key, step.version, step.n))
         elif step.version >= 0:
             if not step.replayed:
-                yield (step.key, step.version, _COMMAND, step.n, *read, *wrote)
+                yield (step.key, step.version, _COMMAND, step.n, *wrote, *chain.from_iterable(read))
             wrote = Past(step.key, step.version, step.n)

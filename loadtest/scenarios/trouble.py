@@ -49,7 +49,7 @@ def kill_primary(scene: Scene) -> list[Fault]:
     kill, promote, start = _act(scene, "kill", old), _act(scene, "promote", new), _act(scene, "start", old)
     # Should the run be over early, they are mended in this order.
     return [
-        Fault(f"until {new} is promoted", 0.2501, 0.3, lambda: None, promote),
+        Fault(f"{new} promoted", 0.2501, 0.3, lambda: None, promote),
         Fault(f"{old} killed", 0.25, 0.65, kill, start),
     ]
 

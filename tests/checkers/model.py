@@ -58,8 +58,8 @@ class Shop:
             at_s = self.now_s = max(self.now_s, began_s) + self.rng.random() * 0.2
             ended_s = at_s + self.rng.random() * 0.4
             client.free_s = ended_s
-            action = self.rng.choice((self.read, self.read, self.adjust, self.reserve, self.settle, self.retry))
-            action(name, client, began_s, at_s, ended_s)
+            actions = (self.read, self.read, self.browse, self.adjust, self.reserve, self.settle, self.retry)
+            self.rng.choice(actions)(name, client, began_s, at_s, ended_s)
         return self.finish()
 
     def add(self, session: str, op: str, began_s: float, ended_s: float, lines: tuple, **more) -> None:
@@ -80,6 +80,14 @@ class Shop:
         client.token = max(client.token, position)
         self.add(name, "read", began_s, ended_s, (Line(key, version, on_hand, reserved),), mode=mode,
                  max_lag_ms=bound_ms, lag_ms=0 if mode == "bounded" else None, tokened=tokened, node="pg2")  # fmt: skip
+
+    def browse(self, name, client, began_s, at_s, ended_s):
+        """A page that shows versions of several keys at one moment, or none at all."""
+        position = self.rng.randint(client.token, len(self.log) - 1)
+        shown = self.rng.sample(SKUS, self.rng.choice((0, 2)))
+        client.token = position
+        lines = tuple(Line(key, self.log[position][1][key][0]) for key in shown)
+        self.add(name, "read", began_s, ended_s, lines, mode="causal", tokened=True, node="pg3")
 
     def adjust(self, name, client, began_s, at_s, ended_s):
         keys = self.rng.sample(SKUS, self.rng.randint(1, 2))

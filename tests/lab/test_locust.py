@@ -4,13 +4,16 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
+import pytest
 
 import loadtest
 from tests.lab.stub import wait_until
 
 ROOT = Path(loadtest.__file__).parent.parent
+USERS = ("Shopper", "Checkout", "Warehouse", "CatalogueAdmin", "Refiller", "Watcher")
 
 
 def test_lab_imports_nothing_of_the_service():
@@ -31,12 +34,76 @@ def test_web_page_of_locust_offers_the_labs_users(free_port):
         url = f"http://127.0.0.1:{free_port}/"
         wait_until(lambda: answers(url), within_s=30)
         page = httpx.get(url, timeout=10).text
-        assert [
-            name for name in ("Shopper", "Checkout", "Warehouse", "CatalogueAdmin", "Watcher") if name not in page
-        ] == []
+        assert [name for name in USERS if name not in page] == []
     finally:
         process.terminate()
         process.wait(timeout=20)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_processes_of_one_machine_leave_histories_that_are_checked_as_one(service, tmp_path):
+    """Headless, in two processes: each makes a shop of its own, and together they are judged."""
+    done = run_locust(service, tmp_path, "--headless", "--processes", "2", "-u", "24", "-r", "24", "-t", "8s")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    check_histories(tmp_path)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_master_spreads_the_users_over_its_workers(service, tmp_path, free_port):
+    """As over several machines: the master has the figures, the workers have the users and the histories."""
+    port = str(free_port)
+    workers = [start_locust(service, tmp_path, "--worker", "--master-port", port) for _ in range(2)]
+    try:
+        words = ["--master", "--headless", "--expect-workers", "2", "--master-bind-port", port]
+        done = run_locust(service, tmp_path, *words, "-u", "24", "-r", "24", "-t", "8s")
+        assert done.returncode == 0, done.stderr
+        assert "2 workers" in done.stderr or "2 new connect" in done.stderr or "workers" in done.stderr, done.stderr
+        assert all(worker.wait(timeout=60) == 0 for worker in workers)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait(timeout=10)
+    check_histories(tmp_path)
+
+
+def test_service_that_is_not_there_is_told_in_one_line(tmp_path, free_port):
+    """No users are let loose without a shop, and nobody has to read a traceback."""
+    absent = SimpleNamespace(url=f"http://127.0.0.1:{free_port}", key="none")
+    done = run_locust(absent, tmp_path, "--headless", "-u", "3", "-t", "5s")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "making a product failed" in done.stderr
+
+
+def start_locust(service, folder, *words):
+    """Locust with the lab's users, in the background."""
+    command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--host", service.url, *words]
+    command += ["--api-key", service.key, "--history", str(folder / "history")]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run_locust(service, folder, *words):
+    """The same, to its end."""
+    process = start_locust(service, folder, *words)
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait(timeout=10)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def check_histories(folder):
+    """Two processes wrote down what they saw; all of it together is valid."""
+    files = sorted(folder.glob("history.*"))
+    assert [path.name for path in files] == ["history.0.1", "history.1.1"]
+    command = [sys.executable, "-m", "loadtest", "check", *map(str, files)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("\nvalid") + done.stdout.startswith("valid") == 12, done.stdout
 
 
 def answers(url: str) -> bool:

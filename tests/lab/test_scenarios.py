@@ -2,7 +2,11 @@
 
 # ruff: noqa: E501 - tables and scripts keep their lines
 
+import contextlib
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
 
@@ -166,6 +170,51 @@ def test_cache_that_is_never_emptied_is_caught_by_both_guarantees_that_it_breaks
     assert {"read your writes", "bounded staleness"} <= invalid, told
     witness = next(v["witness"] for v in summary["verdicts"] if v["guarantee"] == "read your writes")
     assert "sent with its token" in witness
+
+
+@pytest.mark.slow
+def test_terminal_shows_rate_latency_errors_lag_and_fault_while_a_run_is_on(embedded, tmp_path):
+    """On a terminal of 100 columns: each figure with its name, the fault of the moment, and at last the verdict."""
+    words = ["run", "replica-lag", f"--data-dir={embedded.data_dir}", "--duration=6", f"--out={tmp_path}"]
+    shown = run_on_terminal([sys.executable, "-m", "loadtest", *words])
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown))]
+    for name in ("requests a second", "p99, ms", "errors", "replica lag, ms", "fault"):
+        assert [line for line in lines if line.startswith(name)], name
+    assert [line for line in lines if re.fullmatch(r"requests a second +[▁-█]+  \d+ reads, \d+ commands", line)]
+    assert [line for line in lines if re.fullmatch(r"fault +pg2 paused", line)]
+    assert [line for line in lines if re.match(r"replica-lag  .* of 6 s", line)]
+    assert max(map(len, lines)) <= 100 or "VALID" in max(lines, key=len)
+    assert "replica-lag: VALID (12 checkers): 0 stale, 0 oversold, 0 lost, 0 applied twice;" in shown
+
+
+def run_on_terminal(command):
+    """What a program writes to a terminal."""
+    master, slave = pty.openpty()
+    environ = os.environ | {"COLUMNS": "100", "LINES": "30", "TERM": "xterm-256color"}
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environ, start_new_session=True)
+    os.close(slave)
+    shown = b""
+    # Linux ends a terminal whose programs are gone with an error.
+    with contextlib.suppress(OSError):
+        while data := os.read(master, 65_536):
+            shown += data
+    os.close(master)
+    assert process.wait(timeout=60) == 0, shown.decode()
+    return shown.decode()
+
+
+@pytest.mark.slow
+def test_standard_set_runs_what_is_named_and_ends_with_a_table(embedded, tmp_path):
+    """A scenario, what a proxy breaks, and what is done to the history that the scenario has left."""
+    chosen = ["mixed", "drop-events", "lose-acknowledged"]
+    words = ["all", *(f"--only={name}" for name in chosen), f"--data-dir={embedded.data_dir}", f"--out={tmp_path}"]
+    command = [sys.executable, "-m", "loadtest", *words, "--duration=8"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "mixed: VALID (12 checkers): 0 stale, 0 oversold, 0 lost, 0 applied twice;" in done.stdout
+    assert "sabotage drop-events: caught by feed complete and ordered" in done.stdout
+    assert "sabotage lose-acknowledged: caught by no lost acknowledged command" in done.stdout
+    assert re.search(r"3 runs in \d+ s: all as they should be", done.stdout)
 
 
 def test_service_of_a_given_cluster_must_have_the_settings_that_are_asked_for(embedded):
