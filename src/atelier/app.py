@@ -16,6 +16,8 @@ from atelier.documentation.openapi import operations_of, write_document
 from atelier.documentation.routes import build_documentation
 from atelier.operations import build_operations
 from atelier.reads.asking import Asker
+from atelier.reads.cache.answers import AnswerCache
+from atelier.reads.cache.follow import Followers
 from atelier.reads.executor import ReadExecutor
 from atelier.reads.feed import Feed, FeedLimits, build_feed_handler
 from atelier.reads.keys import KeyLookup
@@ -51,6 +53,12 @@ def create_app(settings: Settings) -> Edge:
     monitor = TopologyMonitor(settings, choose_source(settings), clock=clock)
     pools = ReadPools(settings, clock=clock)
     executor = ReadExecutor(monitor, pools, clock=clock, when_primary_full=settings.reads.when_primary_full)
+    cache = AnswerCache(
+        settings.reads.cache_bytes if settings.role != "writes" else 0,
+        look=lambda: monitor.snapshot,
+        as_of_s=monitor.as_of_s,
+        clock=clock,
+    )
     responder = Responder(settings, keys, Asker(settings, keys, clock=clock))
     lookup = KeyLookup(settings, monitor, clock=clock)
     readers_verifier = KeyVerifier(lookup.find, clock=clock, now=utc_now)
@@ -58,12 +66,12 @@ def create_app(settings: Settings) -> Edge:
     nodes = observe_nodes(lambda: monitor.snapshot, executor.in_flight, pools.connections, clock=clock)
     routers: list[ControllerRouterHandler] = [
         build_operations(monitor, executor, settings, clock=clock, guards=guards, is_ending=lambda: draining.has_begun),
-        build_metrics([nodes], guards=guards),
+        build_metrics([nodes, cache.observe()], guards=guards),
         *build_documentation(write_document()),
     ]
     tail = ChangeTail(settings, monitor, clock=clock)
     if settings.role != "writes":
-        routers.extend(build_reads(Reads(Storefront(executor), responder, readers_verifier)))
+        routers.extend(build_reads(Reads(Storefront(executor, cache), responder, readers_verifier)))
         routers.append(build_feed_handler(Feed(tail, monitor, keys, clock=clock, limits=FeedLimits())))
 
     service = (
@@ -82,6 +90,7 @@ def create_app(settings: Settings) -> Edge:
             stack.push_async_callback(pools.close)
             stack.callback(lookup.close)
             await stack.enter_async_context(tail)
+            await stack.enter_async_context(Followers(settings, monitor, cache, clock=clock))
             if service is not None:
                 await stack.enter_async_context(service)
             draining.listen(tail.end)

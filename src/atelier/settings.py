@@ -102,6 +102,9 @@ class ReadPolicy:
     when_primary_full: WhenFull = "refuse"
     """An eventual read that found the primary's cap reached: refused, or answered by the least stale replica, whose
     lag the answer names. Refusing is honest by default: the lag limit was chosen by somebody."""
+    cache_bytes: int = 64 * 1024 * 1024
+    """What finished answers may take in the memory of one process; 0 keeps none. This is some 20,000 products with all
+    that a page shows of them: the ones that are looked at, of however many there are."""
     weights: tuple[tuple[str, int], ...] = ()
     """Nodes with more or less than an equal share, by name; 1 for all others."""
 
@@ -242,6 +245,7 @@ class Settings:
                     "least-outstanding",
                 ),
                 cache_control=source.read("ATELIER_CACHE_CONTROL", parse_cache_control, "no-cache"),
+                cache_bytes=source.number("ATELIER_CACHE_BYTES", 64 * 1024 * 1024, 0, 999_999_999),
                 when_primary_full=source.choice("ATELIER_WHEN_PRIMARY_FULL", ("refuse", "stalest"), "refuse"),
                 weights=source.read("ATELIER_WEIGHTS", parse_weights, ""),
             ),

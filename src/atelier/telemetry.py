@@ -76,6 +76,17 @@ WAITS = LabelledDurations("atelier_read_wait_seconds", "Reads that waited for a 
 RETRIES = LabelledCounter("atelier_read_retries", "Reads tried again on another node, by the node that failed.", "node")
 EJECTIONS = LabelledCounter("atelier_node_ejections", "Nodes taken out of routing for a while.", "node", "reason")
 MERGED = LabelledCounter("atelier_reads_merged", "Reads that shared a statement with others.", "statement")
+CACHE_HITS = LabelledCounter("atelier_cache_hits", "Reads answered from memory.", "statement")
+CACHE_MISSES = LabelledCounter(
+    "atelier_cache_misses",
+    "Reads not answered from memory: nothing was there (absent), it was not good enough for the token (behind, "
+    "history) or for the bound on its age (bound), or its node's changes were not heard of (unheard).",
+    "reason",
+)
+CACHE_SHARED = LabelledCounter(
+    "atelier_cache_shared", "Reads that found nothing in memory and waited for one that was under way.", "statement"
+)
+CACHE_DROPPED = LabelledCounter("atelier_cache_dropped", "Answers that were forgotten, by reason.", "reason")
 
 Sample = tuple[str, dict[str, str], float]
 

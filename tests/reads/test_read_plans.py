@@ -66,7 +66,7 @@ def _arguments(name: str) -> tuple[Any, ...]:
             return ([LARGE - 7], *campus)
         case "movements":
             return ([LARGE - 7], 3, 5)
-        case "changes":
+        case "changes" | "changes_condensed":
             return (LARGE - 7, 5)
         case "changes_head":
             return ()

@@ -19,7 +19,7 @@ from atelier.settings import WhenFull
 from atelier.telemetry import DECISIONS, EJECTIONS, RETRIES, WAITS
 from atelier.token import CausalToken
 from atelier.topology.monitor import TopologyMonitor, Whom
-from atelier.topology.state import ClusterSnapshot, NodeState
+from atelier.topology.state import ClusterSnapshot, NodeState, Observation
 
 # A sibling, then whoever is left: a third failure in one request is no accident of one node.
 ATTEMPTS = 3
@@ -68,6 +68,7 @@ class Answer:
         lag_ms: upper bound of its lag when it was read; None when unknown.
         token: what this answer may have seen, merged with the token that was sent.
         timings: where the time went.
+        observed: what the node had been seen to be before it was asked; None for an answer from memory.
     """
 
     rows: Sequence[Any]
@@ -76,6 +77,7 @@ class Answer:
     lag_ms: float | None
     token: CausalToken
     timings: Timings = field(default_factory=Timings)
+    observed: Observation | None = None
 
 
 class _TooOldError(Exception):
@@ -236,7 +238,7 @@ class ReadExecutor:
             raise _TooOldError
         token = await self._mint(node, outcome, one.ask)
         DECISIONS.count(node.name, reason)
-        return Answer((outcome.row,), node.name, reason, lag_ms, token, one.timings)
+        return Answer((outcome.row,), node.name, reason, lag_ms, token, one.timings, observed)
 
     async def _mint(self, node: NodeState, outcome: Outcome, ask: Ask) -> CausalToken:
         assert node.observation is not None  # noqa: S101  it was chosen

@@ -11,8 +11,8 @@ from atelier.errors import HistoryLostError
 from atelier.http import DROP_TOKEN_COOKIE, TOKEN_HEADER, matches
 from atelier.problems import MEDIA_TYPE, ProblemError
 from atelier.reads.asking import Asker
+from atelier.reads.document import Document
 from atelier.reads.executor import Answer, Ask
-from atelier.reads.storefront import Document
 from atelier.settings import Settings
 from atelier.telemetry import Exchange
 from atelier.token import TokenKeys

@@ -3,34 +3,15 @@
 Knows no framework: `routes.py` calls this with parsed values and writes the answer down as HTTP.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from atelier.http import hash_tag, version_tag, versioned_tag
+from atelier.reads.cache.answers import AnswerCache
+from atelier.reads.document import Document
 from atelier.reads.executor import Answer, Ask, ReadExecutor
 from atelier.reads.pages import link_after, link_pages, offset_of
 from atelier.reads.queries import Statement, load_statements
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One finished answer.
-
-    Attributes:
-        body: JSON, as PostgreSQL formed it; None when there is no such thing.
-        tag: its strong entity tag; empty when there is no such thing.
-        answer: the node, the token, the timings.
-        missing: what there is not, in words.
-        links: the `Link` header; None for no list.
-    """
-
-    body: bytes | None
-    tag: str
-    answer: Answer
-    missing: str = ""
-    links: str | None = None
-
 
 Tagger = Callable[[Any], str]
 
@@ -38,35 +19,43 @@ Tagger = Callable[[Any], str]
 class Storefront:
     """The resources of the reading side."""
 
-    def __init__(self, executor: ReadExecutor) -> None:
-        """Takes what runs the statements."""
+    def __init__(self, executor: ReadExecutor, cache: AnswerCache) -> None:
+        """Takes what runs the statements, and what remembers their answers."""
         self._executor = executor
+        self._cache = cache
         self._statements: dict[str, Statement] = load_statements()
 
     async def page(self, page: int, count: int, campus: str | None, *, path: str, ask: Ask) -> Document:
         """One page of products in id order; past the end it is `[]`. `campus` None is the documented dialect."""
-        row, answer = await self._list("list", offset_of(page, count), count, campus, ask)
-        links = link_pages(path, page=page, count=count, total=row["total"])
-        return Document(row["body"], hash_tag(row["body"]), answer, links=links)
+        start = offset_of(page, count)
+        name, extra = ("list_documented", ()) if campus is None else ("list_live", (campus,))
+
+        async def read() -> Document:
+            row, answer = await self._list(name, start, count, ask, *extra)
+            links = link_pages(path, page=page, count=count, total=row["total"])
+            return Document(row["body"], hash_tag(row["body"]), answer, links=links)
+
+        return await self._cache.fetch((name, start, count, *extra), ask, read)
 
     async def after(self, product_id: int, count: int, campus: str | None, *, path: str, ask: Ask) -> Document:
         """The products that follow an id, for crawlers."""
-        row, answer = await self._list("after", product_id, count, campus, ask)
+        name, extra = ("after_documented", ()) if campus is None else ("after_live", (campus,))
+        row, answer = await self._list(name, product_id, count, ask, *extra)
         links = link_after(path, count=count, next_after=row["last_id"] if row["has_more"] else None)
         return Document(row["body"], hash_tag(row["body"]), answer, links=links)
 
     async def product(self, product_id: int, campus: str | None, ask: Ask) -> Document:
         """One product with its features; its tag is its version, so that it fits `If-Match`."""
         name, extra = ("product_documented", ()) if campus is None else ("product_live", (campus,))
-        return await self._one(name, product_id, ask, *extra, what="product", tag=_tag_version)
+        return await self._of_product(name, product_id, ask, *extra, tag=_tag_version)
 
     async def styles(self, product_id: int, *, live: bool, ask: Ask) -> Document:
         """All styles of a product."""
-        return await self._one("styles_live" if live else "styles_documented", product_id, ask, what="product")
+        return await self._of_product("styles_live" if live else "styles_documented", product_id, ask)
 
     async def related(self, product_id: int, ask: Ask) -> Document:
         """The ids of related products, in stored order."""
-        return await self._one("related", product_id, ask, what="product")
+        return await self._of_product("related", product_id, ask)
 
     async def style(self, style_id: int, ask: Ask) -> Document:
         """One style in the documented form; its tag begins with the product's version, so that it fits `If-Match`."""
@@ -84,10 +73,17 @@ class Storefront:
         """One reservation."""
         return await self._one("reservation", reservation_id, ask, what="reservation")
 
-    async def _list(self, kind: str, start: int, count: int, campus: str | None, ask: Ask) -> tuple[Any, Answer]:
-        name, extra = (f"{kind}_documented", ()) if campus is None else (f"{kind}_live", (campus,))
+    async def _list(self, name: str, start: int, count: int, ask: Ask, *extra: object) -> tuple[Any, Answer]:
         answer = await self._executor.run(self._statements[name], ([start], count, *extra), ask)
         return answer.rows[0], answer
+
+    async def _of_product(
+        self, name: str, product_id: int, ask: Ask, *extra: object, tag: Tagger | None = None
+    ) -> Document:
+        def read() -> Awaitable[Document]:
+            return self._one(name, product_id, ask, *extra, what="product", tag=tag)
+
+        return await self._cache.fetch((name, product_id, *extra), ask, read)
 
     async def _one(
         self, name: str, asked_id: int, ask: Ask, *extra: object, what: str, tag: Tagger | None = None

@@ -46,10 +46,13 @@ class LagHistory:
         Returns:
             Milliseconds; None when no sample is old enough to tell.
         """
+        as_of_s = self.as_of_s(replayed)
+        return None if as_of_s is None else max(0.0, now_s - as_of_s) * 1000
+
+    def as_of_s(self, replayed: Lsn) -> float | None:
+        """The time before which everything that was committed lies at or before a position; None when not known."""
         index = bisect_right(self._positions_bytes, replayed.bytes) - 1
-        if index < 0:
-            return None
-        return max(0.0, now_s - self._times_s[index]) * 1000
+        return None if index < 0 else self._times_s[index]
 
     def _thin_out(self) -> None:
         """Keeps every second sample of the older half: a long lag needs no fine answer, only a true bound."""

@@ -13,6 +13,7 @@ import structlog
 
 from atelier.deadline import Deadline
 from atelier.errors import AtelierError, DeadlineExceededError, NodeError
+from atelier.lsn import Lsn
 from atelier.settings import NodeAddress, Settings
 from atelier.token import History
 from atelier.topology.lag import LagHistory
@@ -153,6 +154,10 @@ class TopologyMonitor:
             return bool(primary and primary.observation and primary.observation.observed_at_s >= since_s)
 
         return is_fresh
+
+    def as_of_s(self, position: Lsn) -> float | None:
+        """Since when, at the latest, a position of the present history contains every commit; None when not known."""
+        return self._lag.as_of_s(position)
 
     def suspect(self, name: str) -> None:
         """Somebody had trouble with a node: probe it now."""

@@ -18,3 +18,20 @@ select greatest(outbox_floor.position, (select max(outbox.position) from outbox)
        outbox_floor.position as floor, position.*
 from {position}
 cross join outbox_floor;
+
+-- What has changed, not how: one row, also when nothing has.
+
+-- name: changes_condensed
+select change.*, outbox_floor.position as floor, position.*
+from {position}
+cross join outbox_floor
+cross join lateral (
+    select count(*) as changes, max(behind.position) as head,
+           array_agg(behind.product_id) filter (where behind.topic = 'product') as changed,
+           array_agg(behind.product_id) filter (where behind.topic = 'stock') as stocked,
+           coalesce(bool_or(behind.topic = 'catalogue'), false) as replaced
+    from (
+        select position, topic, product_id from outbox
+        where position > $1::bigint order by position limit $2::bigint
+    ) as behind
+) as change;
