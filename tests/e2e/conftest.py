@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.e2e.stack import HA, PLAIN, PREFIX, Stack, remove_images, run, running
+from tests.e2e.stack import BUILT_FOR, HA, PLAIN, PREFIX, Stack, remove_images, run, running
 from tests.e2e.traffic import make_product
 
 Stage = Callable[..., Stack]
@@ -21,7 +21,8 @@ def images() -> Iterator[dict[str, str]]:
     environ = dict(os.environ)
     ours = {**environ, "ATELIER_IMAGES": PREFIX}
     for file in (PLAIN, HA):
-        run("docker", "compose", "-f", file, "--profile", "faults", "build", "--quiet", timeout_s=900, env=ours)
+        named = ("-f", file, "-p", BUILT_FOR)
+        run("docker", "compose", *named, "--profile", "faults", "build", "--quiet", timeout_s=900, env=ours)
     try:
         yield environ
     finally:

@@ -12,6 +12,7 @@ from tests.support import find_free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "atelier-e2e"
+BUILT_FOR = f"{PREFIX}-build"  # the project that images are labelled with: one for both files, so that they share them
 PLAIN, HA = "compose.yaml", "compose.ha.yaml"
 
 
@@ -156,3 +157,4 @@ def remove_images() -> None:
     names = run("docker", "images", "--quiet", "--filter", f"reference={PREFIX}-*").split()
     if names:
         run("docker", "image", "rm", "--force", *sorted(set(names)))
+    run("docker", "image", "prune", "--force", "--filter", f"label=com.docker.compose.project={BUILT_FOR}")

@@ -81,6 +81,7 @@ def test_a_switchover_loses_nothing_and_needs_no_change_of_ours(
     with traffic(ha.port, ha.key, skus) as (commands, reads):
         commands.wait_for_more(100)
         ha.exec(old, "patronictl", "switchover", "--leader", old, "--candidate", new, "--force")
+        await_standby(ha, old)
         commands.wait_for_more(100)
     check_outcome(ha, commands, reads, leader=new)
     assert find_leader(ha) == new
@@ -100,11 +101,10 @@ def test_killing_the_primarys_container_loses_no_acknowledged_command(
         ha.compose("kill", old)
         commands.wait_for_more(200)
         ha.compose("start", old)
-        rejoined_s = wait_for(lambda: is_standby(ha, old), within_s=120, what="the old primary as a standby")
+        await_standby(ha, old)
         commands.wait_for_more(100)
     leader, _ = await_whole(ha)
     assert leader != old
-    print(f"\nthe old primary streamed {rejoined_s:.1f} s after its start")  # noqa: T201
     check_outcome(ha, commands, reads, leader=leader)
 
 
@@ -127,11 +127,17 @@ def test_cutting_the_primary_off_lets_no_second_writer_be_acknowledged(
             fenced_s = time.monotonic() - cut_s
         finally:
             ha.break_network(old, "heal")
-        wait_for(lambda: is_standby(ha, old), within_s=120, what="the old primary as a standby")
+        await_standby(ha, old)
         commands.wait_for_more(100)
     print(f"\nthe old primary took no more writes {fenced_s:.1f} s after the cut, at the latest")  # noqa: T201
     check_outcome(ha, commands, reads, leader=new, with_fence=True)
     await_whole(ha)
+
+
+def await_standby(stack: Stack, node: str) -> None:
+    """Waits until Patroni says that a node streams, and prints for how long: a figure of docs/operations.md."""
+    rejoined_s = wait_for(lambda: is_standby(stack, node), within_s=120, what=f"{node} as a standby")
+    print(f"\nthe old primary streamed after {rejoined_s:.1f} s")  # noqa: T201
 
 
 def is_loud_refusal(failure: str) -> bool:

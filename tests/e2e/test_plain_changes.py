@@ -191,18 +191,28 @@ def test_the_balancing_strategy_is_one_variable(plain: Stack, balance: str) -> N
 
 @pytest.mark.slow
 def test_rotating_the_token_keys_under_load_fails_no_request(plain: Stack, product: tuple[int, list[int]]) -> None:
-    """A token of the old key is good while the new one seals."""
-    with Client(plain.port) as client, traffic(plain.port, plain.key, product[1]) as (commands, reads):
+    """A token of the old key is good while the new one seals, and refused when the old one was dropped."""
+    with Client(plain.port) as client:
         token = client.get("/products/1").token
+    with traffic(plain.port, plain.key, product[1]) as (commands, reads):
         for step in ("add", "use"):
-            plain.compose("run", "--rm", "secrets", "make-secrets", "token-key", step)
-            plain.roll("reads")
-            plain.roll("writes")
+            change_token_keys(plain, step)
             commands.wait_for_more(50)
-        answer = client.get("/products/1", Atelier_Token=token)
-        assert answer.status == 200
+    with Client(plain.port) as client:
+        assert client.get("/products/1", Atelier_Token=token).status == 200
     assert reads.failures == []
     assert commands.refused == Counter()
+    change_token_keys(plain, "drop")
+    with Client(plain.port) as client:
+        refused = client.get("/products/1", Atelier_Token=token)
+    assert (refused.status, refused.json["type"]) == (400, "/problems/invalid-token")
+
+
+def change_token_keys(plain: Stack, step: str) -> None:
+    """One step of a rotation, as the runbook has it."""
+    plain.compose("run", "--rm", "secrets", "make-secrets", "token-key", step)
+    plain.roll("reads")
+    plain.roll("writes")
 
 
 @pytest.mark.slow

@@ -78,6 +78,33 @@ def test_a_frozen_or_killed_replica_costs_no_reader_an_error(
     await_streaming(plain, "replica-1", "replica-2")
 
 
+@pytest.mark.slow
+def test_a_replica_that_was_away_for_too_long_is_cloned_once(plain: Stack, product: tuple[int, list[int]]) -> None:
+    """The primary keeps a bounded log for it; beyond that its slot is lost, and its next start says so."""
+    files = identify_files(plain, "replica-1")
+    plain.compose("stop", "replica-1")
+    plain.sql("primary", "alter system set max_slot_wal_keep_size = '16MB'")
+    plain.sql("primary", "select pg_reload_conf()")
+    try:
+        for _ in range(4):
+            plain.sql("primary", "select pg_logical_emit_message(false, 'e2e', repeat('x', 20000000))")
+            plain.sql("primary", "select pg_switch_wal()")
+        plain.sql("primary", "checkpoint")
+        slot = "select wal_status from pg_replication_slots where slot_name = 'replica_1'"
+        wait_for(lambda: plain.sql("primary", slot) == [["lost"]], within_s=30, what="the slot being lost")
+    finally:
+        plain.sql("primary", "alter system reset max_slot_wal_keep_size")
+        plain.sql("primary", "select pg_reload_conf()")
+    with traffic(plain.port, plain.key, product[1]) as (commands, reads):
+        commands.wait_for_more(50)
+        plain.compose("start", "replica-1")
+        await_streaming(plain, "replica-1", "replica-2", within_s=90)
+        commands.wait_for_more(50)
+    assert reads.failures == []
+    assert identify_files(plain, "replica-1") != files
+    assert plain.logs("replica-1").count("the slot of replica-1 was lost") == 1
+
+
 def test_a_service_that_is_killed_comes_back_and_readers_notice_nothing(
     plain: Stack, product: tuple[int, list[int]]
 ) -> None:
