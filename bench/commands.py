@@ -7,9 +7,7 @@ the medians of the rounds are compared: only the ratios of one run say anything.
 
 import argparse
 import asyncio
-import json
 import os
-import random
 import secrets
 import shutil
 import signal
@@ -25,9 +23,30 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from atelier.embedded.cluster import EmbeddedCluster
-from bench.reads import Row, at_least, fill, print_machine, print_rows, run_program, running_service
+from bench.reads import (
+    Row,
+    at_least,
+    fill,
+    find_wrk,
+    parse_wrk,
+    print_machine,
+    print_rows,
+    run_program,
+    running_service,
+)
 
 CLIENTS = 64
+SCRIPT = """
+math.randomseed(7)
+local skus, sent = {{{skus}}}, 0
+local headers = {{["Authorization"]="Bearer {api_key}", ["Content-Type"]="application/json"}}
+request = function()
+  sent = sent + 1
+  headers["Idempotency-Key"] = "{run}-" .. sent
+  return wrk.format("POST", "/inventory/adjustments", headers,
+    '{{"reason": "bench", "lines": [{{"sku_id": ' .. skus[math.random(#skus)] .. ', "delta": 1}}]}}')
+end
+"""
 HOT = (
     "update atelier.stock set on_hand = on_hand + 1, version = version + 1 where sku_id = 12 and on_hand >= reserved;\n"
 )
@@ -39,7 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--products", type=int, default=10_000)
     parser.add_argument("--seconds", type=int, default=4, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--wrk", default="wrk", help="where wrk is")
     options = parser.parse_args(arguments)
+    wrk = find_wrk(options.wrk)
     skus = list(range(12, options.products * 12, 7))
     with (
         durable_cluster(options.products) as (cluster, folder),
@@ -47,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         running_baseline(cluster, folder) as baseline,
     ):
         print_machine(cluster)
-        bench = Bench(cluster, folder, (url, baseline), key, skus, options.seconds)
+        bench = Bench(cluster, folder, (url, baseline), key, skus, options.seconds, wrk)
         rounds = [measure(bench) for _ in range(options.rounds)]
     rate = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
     best = max(rate[f"pgbench {clients}"] for clients in (4, 16, 64))
@@ -71,14 +92,15 @@ class Bench:
     key: str
     skus: Sequence[int]
     seconds: int
+    wrk: str
 
 
 def measure(bench: Bench) -> dict[str, float]:
     """One round: every subject once."""
     rates = {f"pgbench {clients}": run_pgbench(bench, clients) for clients in (4, 16, 64)}
     for name, url in zip(("combined", "single"), bench.urls, strict=True):
-        rates[f"{name} hot"] = asyncio.run(load(url, bench.key, [12], bench.seconds))
-        rates[f"{name} spread"] = asyncio.run(load(url, bench.key, bench.skus, bench.seconds))
+        rates[f"{name} hot"] = load(bench, url, [12])
+        rates[f"{name} spread"] = load(bench, url, bench.skus)
     return rates
 
 
@@ -98,68 +120,18 @@ def run_pgbench(bench: Bench, clients: int) -> float:
     return float(said.split("tps = ")[1].split(" ")[0])
 
 
-class Client(asyncio.Protocol):
-    """One connection that sends the next command when the last one was answered."""
-
-    def __init__(self, key: str, skus: Sequence[int], ends_at_s: float) -> None:
-        self.key, self.skus, self.ends_at_s = key, skus, ends_at_s
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.answered, self.received = 0, b""
-
-    # What asyncio calls.
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Connected: the first command goes out."""
-        self.transport = transport
-        self.send()
-
-    def send(self) -> None:
-        """Sends one command, or leaves when the time is over."""
-        if time.perf_counter() >= self.ends_at_s:
-            self.transport.close()
-            return
-        line = {"sku_id": random.choice(self.skus), "delta": 1}
-        body = json.dumps({"reason": "bench", "lines": [line]}).encode()
-        head = (
-            f"POST /inventory/adjustments HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {self.key}\r\n"
-            f"Idempotency-Key: {secrets.token_hex(12)}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)  # type: ignore[attr-defined]
-
-    def data_received(self, data: bytes) -> None:
-        """Part of an answer, or all of it."""
-        self.received += data
-        head, end, body = self.received.partition(b"\r\n\r\n")
-        if not end:
-            return
-        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-        if len(body) < length:
-            return
-        if not head.startswith(b"HTTP/1.1 200"):
-            self.done.set_exception(SystemExit(f"bench commands: {body[:300].decode()}"))
-            self.transport.close()
-            return
-        self.received = b""
-        self.answered += 1
-        self.send()
-
-    def connection_lost(self, _error: Exception | None) -> None:
-        """Over."""
-        if not self.done.done():
-            self.done.set_result(None)
-
-
-async def load(url: str, key: str, skus: Sequence[int], seconds: int) -> float:
-    """Sends adjustments from 64 connections: commands per second."""
-    host, port = url.removeprefix("http://").split(":")
-    began_s, clients = time.perf_counter(), list[Client]()
-    for _ in range(CLIENTS):
-        make = lambda: Client(key, skus, began_s + seconds)  # noqa: E731
-        _, client = await asyncio.get_running_loop().create_connection(make, host, int(port))
-        clients.append(client)
-    await asyncio.gather(*(client.done for client in clients))
-    return sum(client.answered for client in clients) / (time.perf_counter() - began_s)
+def load(bench: Bench, url: str, skus: Sequence[int]) -> float:
+    """Sends adjustments of one unit from 64 connections, each with a key of its own: commands per second."""
+    script = bench.folder / "commands.lua"
+    script.write_text(
+        SCRIPT.format(api_key=bench.key, run=secrets.token_hex(6), skus=", ".join(map(str, skus))), encoding="utf-8"
+    )
+    done = parse_wrk(
+        run_program([bench.wrk, "-t1", f"-c{CLIENTS}", f"-d{bench.seconds}s", "--latency", "-s", str(script), url])
+    )
+    if done.errors:
+        raise SystemExit(f"bench commands: {done.errors} commands failed at {url}")
+    return done.per_s
 
 
 @contextmanager

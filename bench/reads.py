@@ -108,14 +108,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=int, default=8, help="of each measurement")
     parser.add_argument("--wrk", default="wrk", help="where wrk is")
     options = parser.parse_args(arguments)
-    wrk = shutil.which(options.wrk)
-    if wrk is None:
-        print(f"bench reads: {options.wrk} is not there; install Debian's package wrk", file=sys.stderr)
-        return 2
+    wrk = find_wrk(options.wrk)
     with running_cluster(options.products) as (cluster, folder), running_service(cluster, folder) as (url, key, pid):
         print_machine(cluster)
         missed = measure(Bench(cluster, url, key, pid, wrk, folder, options.products, options.seconds))
     return 1 if missed else 0
+
+
+def find_wrk(name: str) -> str:
+    """Where the load generator is; ends the program with a line when it is not there."""
+    found = shutil.which(name)
+    if found is None:
+        raise SystemExit(f"bench: {name} is not there; install Debian's package wrk")
+    return found
 
 
 def measure(bench: Bench) -> int:

@@ -1,5 +1,6 @@
 """The composition root: makes everything, in order, and closes it in the opposite order. Imports both sides."""
 
+import gc
 import os
 import sys
 import time
@@ -8,12 +9,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import cast
 
 from litestar import Litestar
-from litestar.types import ControllerRouterHandler
+from litestar.types import ASGIApp, ControllerRouterHandler
 
 from atelier.access.rate import RateLimit, RateLimiter
 from atelier.access.verify import KeyVerifier
 from atelier.documentation.openapi import operations_of, write_document
 from atelier.documentation.routes import build_documentation
+from atelier.logs import RequestLog, configure_logging
 from atelier.operations import build_operations
 from atelier.reads.asking import Asker
 from atelier.reads.cache.answers import AnswerCache
@@ -25,10 +27,10 @@ from atelier.reads.pools import ReadPools
 from atelier.reads.responding import Responder
 from atelier.reads.routes import Reads
 from atelier.reads.routes import build_handlers as build_reads
+from atelier.reads.shortcut import Shortcut
 from atelier.reads.storefront import Storefront
 from atelier.reads.tail import ChangeTail
 from atelier.settings import Settings
-from atelier.telemetry import configure_logging
 from atelier.token import CausalToken, TokenKeys
 from atelier.topology.monitor import TopologyMonitor
 from atelier.topology.sources import choose_source
@@ -49,6 +51,7 @@ def create_app(settings: Settings) -> Edge:
     """Makes the application of one process, for the role that the settings name. Does no I/O before its lifespan."""
     clock = time.monotonic
     draining = Draining()
+    request_log = RequestLog(level=settings.web.log_level, on_terminal=sys.stderr.isatty())
     keys = TokenKeys(settings.token_keys)
     monitor = TopologyMonitor(settings, choose_source(settings), clock=clock)
     pools = ReadPools(settings, clock=clock)
@@ -69,9 +72,10 @@ def create_app(settings: Settings) -> Edge:
         build_metrics([nodes, cache.observe()], guards=guards),
         *build_documentation(write_document()),
     ]
+    reads = Reads(Storefront(executor, cache), responder, readers_verifier)
     tail = ChangeTail(settings, monitor, clock=clock)
     if settings.role != "writes":
-        routers.extend(build_reads(Reads(Storefront(executor, cache), responder, readers_verifier)))
+        routers.extend(build_reads(reads))
         routers.append(build_feed_handler(Feed(tail, monitor, keys, clock=clock, limits=FeedLimits())))
 
     service = (
@@ -86,6 +90,7 @@ def create_app(settings: Settings) -> Edge:
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            stack.callback(request_log.flush)
             await stack.enter_async_context(monitor)
             stack.push_async_callback(pools.close)
             stack.callback(lookup.close)
@@ -96,19 +101,22 @@ def create_app(settings: Settings) -> Edge:
             draining.listen(tail.end)
             yield
 
-    app = Litestar(
+    refusals = Refusals(keys, lambda: present_token(monitor.snapshot))
+    app: ASGIApp = Litestar(
         route_handlers=routers,
         lifespan=[lifespan],
-        exception_handlers=Refusals(keys, lambda: present_token(monitor.snapshot)).handlers(),
+        exception_handlers=refusals.handlers(),
         openapi_config=None,
         logging_config=None,
     )
+    if settings.role != "writes":
+        app = Shortcut(app, reads, refusals.answer)
     return Edge(
         cast("App", app),
         surface=Surface(operations_of()),
         cors=Cors(Origins(settings.web.read_origins), Origins(settings.web.command_origins)),
         clock=clock,
-        logs_requests=settings.web.logs_requests,
+        tell=request_log.tell if settings.web.logs_requests else None,
         is_ending=lambda: draining.has_begun,
     )
 
@@ -137,4 +145,8 @@ def create_app_from_environment() -> Edge:
     """What the server calls in each worker process."""
     settings = Settings.from_environment(os.environ)
     configure_logging(level=settings.web.log_level, on_terminal=sys.stderr.isatty())
-    return create_app(settings)
+    app = create_app(settings)
+    # What is there now stays: no collection has to look at it again.
+    gc.collect()
+    gc.freeze()
+    return app

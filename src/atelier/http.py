@@ -66,6 +66,12 @@ def read_query(query: bytes, names: Collection[str]) -> dict[str, str]:
     return found
 
 
+def read_cookies(header: str) -> dict[str, str]:
+    """Reads a `Cookie` header; what is no name and value in it is left out. Of two with one name the last counts."""
+    pairs = (part.partition("=") for part in header.split(";"))
+    return {name.strip(): value.strip().strip('"') for name, equals, value in pairs if equals}
+
+
 def open_token(
     keys: TokenKeys, headers: Mapping[str, str], cookies: Mapping[str, str]
 ) -> tuple[CausalToken | None, bool]:

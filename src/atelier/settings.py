@@ -31,6 +31,10 @@ class NodeAddress:
     host: str
     port: int
 
+    def __hash__(self) -> int:
+        """By the name alone, which no two nodes share: this is asked several times in every read."""
+        return hash(self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -81,8 +85,8 @@ class PoolLimits:
     """Reads that wait for one of `primary_reads`; the next are refused at once: the primary is the writers'."""
     merged: int = 64
     """The most reads that share one statement: beyond it the time of the statement grows as fast as what it saves."""
-    statements: int = 2
-    """Statements of one resource that run on one node at a time; what arrives meanwhile rides with the next one."""
+    statements: int = 4
+    """Statements of one resource that run on one node at a time, all but one of them slow ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +237,7 @@ class Settings:
                 waiting_replica=source.number("ATELIER_REPLICA_WAITING", 1_000, 1, 100_000),
                 waiting_primary=source.number("ATELIER_PRIMARY_READ_WAITING", 32, 0, 100_000),
                 merged=source.number("ATELIER_MERGED_READS", 64, 1, 1_000),
-                statements=source.number("ATELIER_STATEMENTS", 2, 1, 200),
+                statements=source.number("ATELIER_STATEMENTS", 4, 1, 200),
             ),
             reads=ReadPolicy(
                 max_lag_ms=source.number("ATELIER_MAX_LAG_MS", 10_000, 0, 86_400_000),

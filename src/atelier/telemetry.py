@@ -1,17 +1,13 @@
-"""What the service tells of itself: the names of its metrics, and how its log looks.
+"""What the service tells of itself: the names of its metrics, and what a request notes for its log line.
 
 Every label is bounded: route templates, names of nodes, and words from this code; never a path, an id or a key.
 Counting costs well below a microsecond: children of a metric are looked up once and kept.
 """
 
-import logging
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
@@ -131,33 +127,3 @@ class Exchange:
     request_id: str
     notes: dict[str, Any] = field(default_factory=dict)
     policy: bytes | None = None
-
-
-def configure_logging(*, level: str = "info", on_terminal: bool) -> None:
-    """Sets structlog and the standard library's logging up for the process: one line an event, on standard error.
-
-    Args:
-        level: the least important level that is written.
-        on_terminal: write for a person instead of JSON.
-    """
-    threshold = logging.getLevelNamesMapping()[level.upper()]
-    shared: list[structlog.typing.Processor] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    if on_terminal:
-        shared.append(structlog.dev.ConsoleRenderer())
-        factory: Any = structlog.PrintLoggerFactory(sys.stderr)
-    else:
-        shared += [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(serializer=_encode)]
-        factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
-    structlog.configure(
-        processors=shared,
-        wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=factory,
-        cache_logger_on_first_use=True,
-    )
-
-
-def _encode(event: Any, **_: Any) -> bytes:
-    return msgspec.json.encode(event, enc_hook=repr)

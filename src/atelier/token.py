@@ -111,8 +111,8 @@ class TokenKeys:
 
     def seal(self, token: CausalToken) -> str:
         """Writes a token as the text that goes to a client."""
-        # All answers of one merged statement carry the same token object, and sealing it costs more than looking.
-        if self._last is None or self._last[0] is not token:
+        # Answers that follow one another mostly stand at one position, and sealing it costs more than looking.
+        if self._last is None or self._last[0] != token:
             self._last = (token, self._write(token))
         return self._last[1]
 

@@ -1,8 +1,9 @@
 """Runs reads on one node, concurrent ones for one resource merged into one statement.
 
 Every statement takes an array of ids as its first argument and gives one row an id. A read that finds nothing in its
-way runs at once and alone; one that arrives while as many statements of its kind run as may, rides with the next. So
-nobody ever waits for company, and the more there is to do, the less each read costs.
+way runs at once and alone; one that arrives while a statement of its kind runs, rides with the next, which begins when
+that one ends, or has turned out to be a slow one. So nobody ever waits for company, and the more there is to do, the
+less each read costs.
 
 Statements run in tasks of their own: a rider that is cancelled leaves the others, and the connection, whole.
 """
@@ -23,6 +24,9 @@ from atelier.telemetry import MERGED
 # A node is asked as replica or as primary: reads that fell back to the primary have connections, and so a cap, of
 # their own.
 Purpose: TypeAlias = Literal["replica", "primary"]
+
+# A statement that takes longer than this stands in nobody's way: another one of its kind may begin beside it.
+_SLOW_S = 0.005
 
 # SQLSTATEs that are the node's doing, not the statement's: the server is going away, not there yet, full, or
 # not what it was.
@@ -61,6 +65,11 @@ class _Rider:
     key: int
     future: "asyncio.Future[Outcome]"
 
+    def give_up(self) -> None:
+        """Its time is over."""
+        if not self.future.done():
+            self.future.set_exception(NodeFailedError("the node did not answer in time"))
+
 
 @dataclass(slots=True, eq=False)
 class _Lane:
@@ -70,6 +79,7 @@ class _Lane:
     arguments: tuple[object, ...]
     waiting: deque[_Rider] = field(default_factory=deque)
     running: int = 0
+    slow: int = 0
     queued: bool = False
 
     @property
@@ -143,13 +153,15 @@ class NodeReader:
         """
         if self._closed:
             raise NodeFailedError("the node has left")
-        rider = _Rider(key, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        rider = _Rider(key, loop.create_future())
         self._enqueue(rider, _Lane(statement, arguments) if alone else self._lane(statement, arguments))
+        # Cheaper than `asyncio.timeout`, on the path of every read.
+        timer = loop.call_later(within_s, rider.give_up)
         try:
-            async with asyncio.timeout(within_s):
-                return await rider.future
-        except TimeoutError as error:
-            raise NodeFailedError("the node did not answer in time") from error
+            return await rider.future
+        finally:
+            timer.cancel()
 
     async def close(self, drain_s: float) -> None:
         """Lets what runs come to its end within the time, then cuts everything."""
@@ -180,7 +192,7 @@ class NodeReader:
 
     def _line_up(self, lane: _Lane) -> None:
         """Puts a lane at the end of the queue when it has riders and may run another statement."""
-        if lane.waiting and not lane.queued and lane.running < self._most_running:
+        if lane.waiting and not lane.queued and lane.running == lane.slow < self._most_running:
             lane.queued = True
             self._queue.append(lane)
 
@@ -230,8 +242,7 @@ class NodeReader:
         task.add_done_callback(self._tasks.discard)
 
     async def _run(self, lane: _Lane, riders: list[_Rider], connection: ReaderConnection) -> None:
-        # No timeout of the driver's: it would ask the server, which may be frozen, to cancel, and wait for that.
-        timer = asyncio.get_running_loop().call_later(self._statement_s, connection.terminate)
+        watch = _Watch(self, lane, connection)
         sent_at_s = self._clock()
         try:
             keys = list({rider.key for rider in riders})
@@ -244,8 +255,14 @@ class NodeReader:
                 connection.terminate()
             self._refuse(riders, error)
         finally:
-            timer.cancel()
+            watch.end()
             self._finish(lane, riders, connection)
+
+    def make_way(self, lane: _Lane) -> float:
+        """A statement of the lane has turned out to be slow: others go beside it. The seconds that it still has."""
+        self._line_up(lane)
+        self._pump()
+        return max(0.0, self._statement_s - _SLOW_S)
 
     def _deliver(self, riders: list[_Rider], rows: Mapping[int, Any], sent_at_s: float) -> None:
         came_at_s = self._progress_at_s = self._clock()
@@ -281,3 +298,31 @@ class NodeReader:
             # Arguments come from clients, so a lane that nobody uses may not stay.
             del self._lanes[lane.key]
         self._pump()
+
+
+class _Watch:
+    """The bounds on one statement's time.
+
+    No timeout of the driver's: it would ask the server, which may be frozen, to cancel, and wait for that.
+    """
+
+    __slots__ = ("_connection", "_is_slow", "_lane", "_reader", "_timer")
+
+    def __init__(self, reader: NodeReader, lane: _Lane, connection: ReaderConnection) -> None:
+        self._reader = reader
+        self._lane = lane
+        self._connection = connection
+        self._is_slow = False
+        self._timer = asyncio.get_running_loop().call_later(_SLOW_S, self._find_slow)
+
+    def end(self) -> None:
+        """The statement has ended."""
+        self._timer.cancel()
+        if self._is_slow:
+            self._lane.slow -= 1
+
+    def _find_slow(self) -> None:
+        self._is_slow = True
+        self._lane.slow += 1
+        left_s = self._reader.make_way(self._lane)
+        self._timer = asyncio.get_running_loop().call_later(left_s, self._connection.terminate)

@@ -4,11 +4,10 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from litestar import Request
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from atelier.errors import HistoryLostError
-from atelier.http import DROP_TOKEN_COOKIE, TOKEN_HEADER, matches
+from atelier.http import DROP_TOKEN_COOKIE, TOKEN_HEADER, matches, read_cookies
 from atelier.problems import MEDIA_TYPE, ProblemError
 from atelier.reads.asking import Asker
 from atelier.reads.document import Document
@@ -18,7 +17,6 @@ from atelier.telemetry import Exchange
 from atelier.token import TokenKeys
 
 Fetch = Callable[[Ask], Awaitable[Document]]
-ReadRequest = Request[Any, Any, Any]
 
 # A cache that keeps an answer for a while must not give it to who has seen more, or asked for more.
 _VARY = b"Atelier-Token, Atelier-Consistency, Cookie"
@@ -30,23 +28,23 @@ class Responder:
 
     def __init__(self, settings: Settings, keys: TokenKeys, asker: Asker) -> None:
         """Takes the default `Cache-Control` from the settings, and what seals and reads tokens."""
-        self._cache_control = settings.reads.cache_control
+        self._cache_control = settings.reads.cache_control.encode()
         self._keys = keys
         self._asker = asker
 
-    async def respond(self, request: ReadRequest, fetch: Fetch, *, is_keyed: bool = False) -> ASGIApp:
+    async def respond(self, scope: Scope, fetch: Fetch, *, is_keyed: bool = False) -> ASGIApp:
         """Reads what is asked, fetches the document, and writes it down.
 
         Args:
-            request: for its headers and cookies.
+            scope: of the request, for its headers.
             fetch: gets the document for an ask.
             is_keyed: it is for who has an API key; no cache may give it to anybody else.
 
         Raises:
             AtelierError: the app makes a problem of it.
         """
-        headers = RequestHeaders(request.scope["headers"])
-        cookies = request.cookies if "cookie" in headers else _NO_COOKIES
+        headers = RequestHeaders(scope["headers"])
+        cookies = read_cookies(headers["Cookie"]) if "cookie" in headers else _NO_COOKIES
         ask, by_cookie = self._asker.read(headers, cookies)
         drop_cookie = by_cookie and ask.token is None
         try:
@@ -57,18 +55,18 @@ class Responder:
             drop_cookie = True
             ask = self._asker.make(None, headers.get("Atelier-Consistency"), headers.get("Atelier-Wait-Ms"))
             document = await fetch(ask)
-        _note(request.scope, document.answer)
+        _note(scope, document.answer)
         is_private = is_keyed or ask.token is not None or ask.policy.consistency != "eventual"
         answer_headers = self._describe(document, is_private=is_private)
         if drop_cookie:
             answer_headers.append((b"set-cookie", DROP_TOKEN_COOKIE.encode()))
-        return _write(document, answer_headers, path=request.scope["path"], asked=headers.get("If-None-Match"))
+        return _write(document, answer_headers, path=scope["path"], asked=headers.get("If-None-Match"))
 
     def _describe(self, document: Document, *, is_private: bool) -> list[tuple[bytes, bytes]]:
         answer = document.answer
         lag = "unknown" if answer.lag_ms is None else str(math.ceil(answer.lag_ms))
         headers = [
-            (b"cache-control", b"private, no-cache" if is_private else self._cache_control.encode()),
+            (b"cache-control", b"private, no-cache" if is_private else self._cache_control),
             (b"vary", _VARY),
             (TOKEN_HEADER.lower().encode(), self._keys.seal(answer.token).encode()),
             (b"atelier-served-by", answer.node.encode()),

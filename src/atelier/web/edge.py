@@ -9,8 +9,6 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-import structlog
-
 from atelier.deadline import Clock
 from atelier.problems import MEDIA_TYPE, ProblemError
 from atelier.telemetry import DURATIONS, REQUESTS, Exchange, requests
@@ -33,8 +31,6 @@ _KNOWN_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "D
 _LONGEST_LOGGED = 200
 _ADDRESSES_WITH_SLASH = frozenset({b"/problems/"})
 
-log = structlog.get_logger("atelier.request")
-
 
 def make_request_id() -> str:
     """A new request id: 16 hexadecimal digits. It names, it does not protect, so the cheap dice will do."""
@@ -51,7 +47,7 @@ class Edge:
         surface: Surface,
         cors: Cors,
         clock: Clock,
-        logs_requests: bool = True,
+        tell: Callable[..., object] | None = None,
         is_ending: Callable[[], bool] = lambda: False,
         make_id: Callable[[], str] = make_request_id,
     ) -> None:
@@ -62,7 +58,7 @@ class Edge:
             surface: all addresses, for OPTIONS.
             cors: who may call from where.
             clock: monotonic, in seconds.
-            logs_requests: write one line a request.
+            tell: writes the line of a request: its event and its fields; None for no lines.
             is_ending: whether the process will end soon; then each answer closes its connection.
             make_id: makes the id of a request that came without one.
         """
@@ -70,7 +66,7 @@ class Edge:
         self._surface = surface
         self._cors = cors
         self._clock = clock
-        self._logs_requests = logs_requests
+        self._tell_line = tell
         self._is_ending = is_ending
         self._make_id = make_id
 
@@ -126,8 +122,8 @@ class Edge:
         method = answer.method if answer.method in _KNOWN_METHODS else "(other)"
         REQUESTS.count(method, route, str(answer.status))
         DURATIONS.observe(duration_s, route)
-        if self._logs_requests:
-            log.info(
+        if self._tell_line is not None:
+            self._tell_line(
                 "request",
                 method=answer.method,
                 path=_read_raw_path(scope).decode("latin-1")[:_LONGEST_LOGGED],

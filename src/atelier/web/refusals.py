@@ -6,6 +6,7 @@ from typing import Any
 import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
+from litestar.types import ASGIApp
 
 from atelier.errors import AtelierError
 from atelier.http import TOKEN_HEADER
@@ -45,6 +46,12 @@ class Refusals:
     def handlers(self) -> dict[int | type[Exception], Handler]:
         """For the framework: what to do about which error."""
         return {AtelierError: self.refuse, HTTPException: self.refuse_http, Exception: fail}
+
+    def answer(self, scope: Any, error: Exception) -> ASGIApp:
+        """The same for who answers without the framework."""
+        request: AnyRequest = Request(scope)
+        refuse = self.refuse if isinstance(error, AtelierError) else fail
+        return refuse(request, error).to_asgi_response(None, request)  # type: ignore[arg-type]  # just told apart
 
     def refuse(self, request: AnyRequest, error: AtelierError) -> Response[bytes]:
         """A refusal of ours."""

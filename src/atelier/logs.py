@@ -1,0 +1,109 @@
+"""How the log looks: one line an event on standard error, JSON outside a terminal."""
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, MutableMapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import structlog
+
+# A line waits this long for company, or until there is so much of it: a write for every request, between which other
+# threads get at the interpreter, costs as much as a quarter of a read.
+_GATHER_S = 0.1
+_GATHER_BYTES = 65_536
+
+_encoder = msgspec.json.Encoder(enc_hook=repr)
+
+
+def configure_logging(*, level: str = "info", on_terminal: bool) -> None:
+    """Sets structlog up for the process: one line an event, on standard error, written at once.
+
+    Args:
+        level: the least important level that is written.
+        on_terminal: write for a person instead of JSON.
+    """
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if on_terminal:
+        shared.append(structlog.dev.ConsoleRenderer())
+        factory: Any = structlog.PrintLoggerFactory(sys.stderr)
+    else:
+        shared += [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(serializer=_encode)]
+        factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
+    structlog.configure(
+        processors=shared,
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=factory,
+        cache_logger_on_first_use=True,
+    )
+
+
+class RequestLog:
+    """The log of requests. Its owner calls `flush` at the end; a process that is killed loses the last tenth second."""
+
+    def __init__(self, *, level: str, on_terminal: bool, write: Callable[[bytes], object] | None = None) -> None:
+        """Makes the log.
+
+        Args:
+            level: the least important level that is written; a request is `info`.
+            on_terminal: write for a person, each line at once.
+            write: takes the bytes of whole lines; None for standard error.
+        """
+        threshold = logging.getLevelNamesMapping()[level.upper()]
+        self._lines: list[bytes] = []
+        self._size_bytes = 0
+        self._write = write or _write_to_stderr
+        if on_terminal:
+            self.tell = structlog.get_logger("atelier.request").info
+        else:
+            logger = structlog.wrap_logger(
+                _Gathering(self._gather),
+                processors=[_finish_line],
+                wrapper_class=structlog.make_filtering_bound_logger(threshold),
+            )
+            # Bound once: the proxy before it would make a logger for every line.
+            self.tell = logger.bind().info
+
+    def flush(self) -> None:
+        """Writes what has been gathered; a log that nobody takes is no reason to fail."""
+        lines, self._lines, self._size_bytes = self._lines, [], 0
+        if lines:
+            with contextlib.suppress(OSError, ValueError):
+                self._write(b"".join(lines))
+
+    def _gather(self, line: bytes) -> None:
+        if not self._lines:
+            asyncio.get_running_loop().call_later(_GATHER_S, self.flush)
+        self._lines.append(line)
+        self._size_bytes += len(line)
+        if self._size_bytes >= _GATHER_BYTES:
+            self.flush()
+
+
+class _Gathering:
+    """What structlog takes for a logger: one method for each level."""
+
+    def __init__(self, gather: Callable[[bytes], None]) -> None:
+        self.debug = self.info = self.warning = self.error = gather
+
+
+def _finish_line(_logger: object, level: str, event: MutableMapping[str, Any]) -> bytes:
+    event["level"] = level
+    event["timestamp"] = datetime.now(UTC)
+    return _encoder.encode(event) + b"\n"
+
+
+def _write_to_stderr(lines: bytes) -> None:
+    sys.stderr.buffer.write(lines)
+    sys.stderr.buffer.flush()
+
+
+def _encode(event: Any, **_: Any) -> bytes:
+    return _encoder.encode(event)

@@ -1,0 +1,65 @@
+"""The short way for what pages read all the time: the documented addresses, answered without the framework's routing.
+
+The answers are made by the same functions as those of the ordinary handlers in `atelier.reads.routes`; whatever is not
+plainly one of these reads goes on to the framework. Why: `docs/decisions/0008-the-short-way.md`.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from atelier.reads.routes import RESOURCES, Parse, Reads
+
+_ADDRESS = re.compile(r"/products(?:/([0-9]+)(?:/(styles|related))?)?", re.ASCII)
+# The framework refuses hosts that are none; those it would have to look at closer are left to it.
+_HOST = re.compile(rb"[A-Za-z0-9.:-]{1,253}", re.ASCII)
+
+Refuse = Callable[[Any, Exception], ASGIApp]
+
+
+class Shortcut:
+    """An ASGI application in front of another one."""
+
+    def __init__(self, app: ASGIApp, reads: Reads, refuse: Refuse) -> None:
+        """Takes who answers everything else, what the reads work with, and what makes an answer of an error."""
+        self._app = app
+        self._reads = reads
+        self._refuse = refuse
+        self._places: dict[str | None, tuple[str, Parse]] = {
+            kind: (template, RESOURCES[template])
+            for kind, template in (
+                (None, "/products/{product_id}"),
+                ("styles", "/products/{product_id}/styles"),
+                ("related", "/products/{product_id}/related"),
+            )
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a plain read, hands anything else on."""
+        address = _find_address(scope)
+        if address is None:
+            await self._app(scope, receive, send)
+            return
+        product_id, kind = address.groups()
+        if product_id is None:
+            template, parse, parts = "/products", RESOURCES["/products"], {}
+        else:
+            (template, parse), parts = self._places[kind], {"product_id": product_id}
+        scope["path_template"] = template
+        try:
+            answer = await self._reads.responder.respond(scope, parse(self._reads.storefront, parts, scope))
+        except Exception as error:  # noqa: BLE001  every request is answered
+            answer = self._refuse(scope, error)
+        await answer(scope, receive, send)
+
+
+def _find_address(scope: Any) -> "re.Match[str] | None":
+    if scope["type"] != "http" or scope["method"] != "GET":
+        return None
+    address = _ADDRESS.fullmatch(scope["path"])
+    if address is None:
+        return None
+    host = next((value for name, value in scope["headers"] if name == b"host"), b"-")
+    return address if _HOST.fullmatch(host) else None
