@@ -103,7 +103,7 @@ class NoticeServer(MPServer):
     def _tell(self, what: signal.Signals) -> None:
         for worker in self.wrks:
             with suppress(ProcessLookupError):
-                if worker.is_alive():
+                if worker.inner.is_alive():
                     os.kill(worker.inner.pid, what)
 
 
