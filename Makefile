@@ -19,8 +19,7 @@ test-slow: .venv/.dev ## the tests that take longer
 
 SOAK ?= 20
 soak: .venv/.dev ## the concurrency and fault tests, SOAK=20 times in a row
-	@for round in $$(seq $(SOAK)); do echo "round $$round of $(SOAK)"; \
-	  $(BIN)/python -m pytest -q -m "not slow" tests/cluster tests/commands || exit 1; done
+	@$(BIN)/python -m pytest -x -m "soak and not slow" --rounds $(SOAK)
 
 lint: .venv/.dev ## style, strict types, import rules, nothing generated is stale
 	$(BIN)/ruff check .

@@ -6,14 +6,48 @@ with `make_cluster`. Tests of replicas must commit, so they keep apart by random
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from threading import Timer
 from typing import Any
 
 import pytest
 
 from atelier.embedded.cluster import EmbeddedCluster
+from tests.hanging import print_tasks
 from tests.support import Service, find_free_port, running_cluster, running_service
 
 ClusterFactory = Callable[..., EmbeddedCluster]
+
+# Before a test's time is over, so that one that hangs still shows where.
+HANGING_S = 150
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--rounds=20` runs every chosen test twenty times: all of them, then all of them again."""
+    parser.addoption("--rounds", type=int, default=1, help="how often each chosen test runs")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Makes the rounds; the session's cluster and service stay the same over all of them."""
+    rounds = metafunc.config.getoption("rounds")
+    if rounds > 1:
+        ids = [f"round{number}" for number in range(1, rounds + 1)]
+        metafunc.parametrize("soak_round", range(rounds), indirect=True, scope="session", ids=ids)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def soak_round(request: pytest.FixtureRequest) -> int:
+    """Which round this is, from 0. A fixture that is worn out after one round depends on it, and is made anew."""
+    return int(getattr(request, "param", 0))
+
+
+@pytest.fixture(autouse=True)
+def tell_where_it_hangs() -> Iterator[None]:
+    """Prints what every task of a test waits for, shortly before the test's time is over."""
+    timer = Timer(HANGING_S, print_tasks)
+    timer.daemon = True
+    timer.start()
+    yield
+    timer.cancel()
 
 
 @pytest.fixture(scope="session")

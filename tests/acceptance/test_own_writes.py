@@ -12,7 +12,7 @@ from atelier.embedded.cluster import EmbeddedCluster
 from tests.fixtures.reading import flicker
 from tests.support import Service, role_dsn, running_cluster, running_service
 
-pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
 
 @pytest.fixture(scope="module")

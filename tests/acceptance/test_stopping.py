@@ -10,7 +10,7 @@ import pytest
 from atelier.embedded.cluster import EmbeddedCluster
 from tests.support import running_service, wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.soak]
 
 
 def test_a_stopping_service_is_not_ready_but_answers_until_its_notice_is_over(cluster: EmbeddedCluster) -> None:

@@ -183,6 +183,7 @@ def test_servers_outlive_the_process_that_started_them(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pg1", "pg2"])
+@pytest.mark.soak
 def test_killed_postmaster_comes_back(folder: Path, name: str) -> None:
     """Kill -9, its pid file left behind, its process perhaps not reaped: the next start copes."""
     cluster = open_fast(folder, 1)
@@ -196,6 +197,7 @@ def test_killed_postmaster_comes_back(folder: Path, name: str) -> None:
     assert streaming(cluster) == {"pg2"}
 
 
+@pytest.mark.soak
 def test_all_killed_at_once_come_back(folder: Path) -> None:
     """As after the machine lost its power, but for the disk's own cache."""
     cluster = open_fast(folder, 1)
@@ -219,6 +221,7 @@ def test_pid_file_that_names_a_stranger_is_tidied(folder: Path) -> None:
     assert cluster.running() == ["pg1"]
 
 
+@pytest.mark.soak
 def test_frozen_node_can_be_killed_and_started(folder: Path) -> None:
     """Its frozen children would hold the shared memory for ever."""
     cluster = open_fast(folder, 1)
@@ -229,6 +232,7 @@ def test_frozen_node_can_be_killed_and_started(folder: Path) -> None:
     wait_until(lambda: streaming(cluster) == {"pg2"})
 
 
+@pytest.mark.soak
 def test_freeze_and_thaw(folder: Path) -> None:
     """A frozen node answers nobody, and goes on where it was."""
     cluster = open_fast(folder, 1)

@@ -10,7 +10,7 @@ from atelier.embedded.node import Node
 from tests.conftest import ClusterFactory
 from tests.support import wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.soak]
 
 
 def write_row(node: Node) -> str:

@@ -14,7 +14,7 @@ from atelier.token import CausalToken
 from tests.fixtures.reading import ClusterNodes, Reading, make_settings, open_reading, open_shop
 from tests.support import running_cluster
 
-pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tests.fixtures.reading import Reading, Shop, make_settings, open_reading, o
 from tests.fixtures.tcp_proxy import TcpProxy, open_proxy
 from tests.support import role_dsn
 
-pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
 NODES = ("pg1", "pg2", "pg3")
 REPLICAS = {"pg2", "pg3"}

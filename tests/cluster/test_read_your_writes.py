@@ -21,7 +21,7 @@ from tests.conftest import ClusterFactory
 from tests.fixtures.reading import Reading, Shop, flicker, make_settings, open_reading, open_shop
 from tests.support import running_cluster
 
-pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
 
 @pytest.fixture(scope="module")

@@ -103,6 +103,7 @@ async def test_every_page_is_exact_on_a_resting_catalogue(reader: asyncpg.Connec
 
 
 @pytest.mark.parametrize("node", ["pg1", "pg2"])
+@pytest.mark.soak
 async def test_pages_are_exact_while_products_come_and_go(large_cluster: EmbeddedCluster, node: str) -> None:
     """On the primary and on the replica: counts and rows are of one snapshot."""
     async with (
@@ -127,6 +128,7 @@ async def test_pages_without_the_unfolded_changes_would_be_wrong(
     assert await wrong_pages(reader, [0, 5, 600]) == []
 
 
+@pytest.mark.soak
 async def test_an_open_insert_holds_up_no_other(writer: asyncpg.Connection, other: asyncpg.Connection) -> None:
     """There is no hot row: a neighbour inserts, folds and commits while another insert is undecided."""
     base = 3_000_000
@@ -142,6 +144,7 @@ async def test_an_open_insert_holds_up_no_other(writer: asyncpg.Connection, othe
     await writer.execute("delete from product where id >= $1", base)
 
 
+@pytest.mark.soak
 async def test_a_second_fold_leaves_the_work_to_the_first(
     writer: asyncpg.Connection, other: asyncpg.Connection
 ) -> None:
