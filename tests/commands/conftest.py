@@ -1,7 +1,9 @@
 """What the tests of commands share: a client that sends as a careful client does, and products of the test's own."""
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,7 @@ import httpx
 import pytest
 
 from atelier.embedded.cluster import EmbeddedCluster
-from tests.support import Service, role_dsn
+from tests.support import Service, role_dsn, running_service
 
 
 def new_key() -> str:
@@ -27,6 +29,22 @@ def style(*quantities: int, **fields: Any) -> dict[str, Any]:
     """The body of a style with one SKU per quantity."""
     skus = [{"size": f"S{index}", "quantity": quantity} for index, quantity in enumerate(quantities)]
     return {"name": "Red", "original_price": "140", "sale_price": None, "default?": True, "skus": skus} | fields
+
+
+async def broken_shelves(database: asyncpg.Connection, skus: Sequence[int]) -> list[asyncpg.Record]:
+    """The SKUs that break an invariant: bounds, ledger, or what their pending reservations add up to."""
+    return await database.fetch(
+        """
+        select * from (
+            select sku_id, on_hand, reserved,
+                   (select coalesce(sum(delta), 0) from stock_movement as m where m.sku_id = stock.sku_id) as ledger,
+                   (select coalesce(sum(quantity), 0) from reservation_line as l join reservation using (reservation_id)
+                     where l.sku_id = stock.sku_id and state = 'pending') as pending
+              from stock where sku_id = any($1)) as seen
+         where reserved < 0 or reserved > on_hand or ledger <> on_hand or pending <> reserved
+        """,
+        skus,
+    )
 
 
 @dataclass
@@ -63,6 +81,17 @@ class Shop:
     async def reserve(self, *lines: tuple[int, int], ttl_seconds: int = 300, **headers: str) -> httpx.Response:
         body = {"ttl_seconds": ttl_seconds, "lines": [{"sku_id": sku, "quantity": count} for sku, count in lines]}
         return await self.post("/reservations", body, **headers)
+
+
+@asynccontextmanager
+async def serving(cluster: EmbeddedCluster, **settings: str) -> AsyncIterator[Service]:
+    """A service of the test's own; its start and end hold up nobody who works meanwhile."""
+    opened = running_service(cluster, settings=settings)
+    running = await asyncio.to_thread(opened.__enter__)
+    try:
+        yield running
+    finally:
+        await asyncio.to_thread(opened.__exit__, None, None, None)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A reader of server-sent events, as small as it can be."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -48,3 +49,12 @@ async def follow(http: httpx.AsyncClient, after: str | None = None) -> AsyncIter
     async with http.stream("GET", "/changes", headers=headers) as response:
         assert response.status_code == 200, await response.aread()
         yield Events(response)
+
+
+async def next_about(events: Events, **wanted: int) -> Event:
+    """The next event about something; others may write at the same time."""
+    async with asyncio.timeout(15):
+        while True:
+            event = await events.next()
+            if all(event.data.get(name) == value for name, value in wanted.items()):
+                return event

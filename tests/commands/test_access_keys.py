@@ -60,6 +60,7 @@ async def test_admin_has_every_scope(shop: Shop, database: asyncpg.Connection) -
     assert answer.status_code == 404
 
 
+@pytest.mark.soak
 async def test_revoked_key_is_refused_within_a_second(shop: Shop, database: asyncpg.Connection) -> None:
     """By commands and by protected reads, although both remember keys."""
     key = await create_key(database, name=new_key(), scopes=["admin"])

@@ -10,7 +10,7 @@ from atelier.deadline import Deadline
 from atelier.errors import OutcomeUnknownError, OverloadedError
 from atelier.writes.combine import Combiner, QueueLimits
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.soak]
 
 LIMITS = QueueLimits(waiting=100, lanes=1, largest_batch=16, target_s=60.0)
 

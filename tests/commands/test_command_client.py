@@ -13,6 +13,7 @@ pytestmark = pytest.mark.anyio
 IMPATIENT = RetryPolicy(budget_s=0.3, first_pause_s=0.01, longest_pause_s=0.02)
 
 
+@pytest.mark.soak
 async def test_client_reads_what_it_wrote(shop: Shop, service: Service) -> None:
     """Fifty writes, each followed at once by a read: never an older number."""
     [sku_id] = await shop.stocked(0)
@@ -23,6 +24,7 @@ async def test_client_reads_what_it_wrote(shop: Shop, service: Service) -> None:
             assert (await client.get(f"/inventory/{sku_id}")).json()["on_hand"] == count
 
 
+@pytest.mark.soak
 async def test_client_applies_a_command_once_over_lost_answers(shop: Shop, service: Service) -> None:
     """Every second answer is lost on the way; the key makes the retries harmless."""
 

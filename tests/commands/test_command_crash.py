@@ -4,79 +4,125 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
 
 import asyncpg
 import httpx
 import pytest
 
 from atelier.embedded.cluster import EmbeddedCluster
-from tests.commands.conftest import Shop, new_key
-from tests.support import Service, make_key, running_service
+from tests.commands.conftest import Shop, broken_shelves, new_key, serving
+from tests.support import make_key
 
-pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
 ROUNDS = 3
+STOCK = 10_000
 
 
-async def send_until_answered(urls: list[str], key: str, sku_id: int, api_key: str) -> int:
-    """Sends one command to whichever process runs now, under the same key, until there is an answer to keep."""
-    body = {"reason": "x", "lines": [{"sku_id": sku_id, "delta": 1}]}
-    headers = {"Idempotency-Key": key, "Authorization": f"Bearer {api_key}"}
-    async with asyncio.timeout(90):
-        while True:
-            try:
-                async with httpx.AsyncClient(base_url=urls[-1], timeout=15) as http:
-                    answer = await http.post("/inventory/adjustments", json=body, headers=headers)
-                if answer.is_success:
-                    return 1
-                assert answer.status_code in (409, 503), answer.text
-            except httpx.TransportError:
-                pass
-            await asyncio.sleep(0.02)
+@dataclass
+class Customers:
+    """Clients that send each command, under its key, to whichever process runs now, until there is an answer to keep.
 
+    Attributes:
+        http: with the key of all of them.
+        skus: what they buy, three lines at a time.
+        urls: of the processes so far; the last one may run.
+        told: what was acknowledged, by key: the status.
+        states: how each reservation was said to be last.
+        expected: what is on hand of each SKU if all that was acknowledged happened once, and nothing else.
+    """
 
-@asynccontextmanager
-async def serving(cluster: EmbeddedCluster) -> AsyncIterator[Service]:
-    """A service of the test's own; its start and end do not hold up the clients."""
-    opened = running_service(cluster)
-    running = await asyncio.to_thread(opened.__enter__)
-    try:
-        yield running
-    finally:
-        await asyncio.to_thread(opened.__exit__, None, None, None)
+    http: httpx.AsyncClient
+    skus: list[int]
+    urls: list[str] = field(default_factory=list)
+    told: dict[str, int] = field(default_factory=dict)
+    states: dict[int, str] = field(default_factory=dict)
+    expected: Counter[int] = field(default_factory=Counter)
+
+    async def send(self, path: str, body: Any = None) -> Any:
+        """One command; gives the body of its answer."""
+        key = new_key()
+        async with asyncio.timeout(90):
+            while True:
+                try:
+                    answer = await self.http.post(self.urls[-1] + path, json=body, headers={"Idempotency-Key": key})
+                    if answer.is_success:
+                        self.told[key] = answer.status_code
+                        return answer.json()
+                    assert answer.status_code == 503 or answer.json()["type"] == "/problems/idempotency-in-flight"
+                except httpx.TransportError:
+                    pass
+                await asyncio.sleep(0.02)
+
+    async def adjust(self, lines: list[tuple[int, int]]) -> None:
+        """Changes three shelves."""
+        body = {"reason": "x", "lines": [{"sku_id": sku_id, "delta": delta} for sku_id, delta in lines]}
+        await self.send("/inventory/adjustments", body)
+        self.expected.update(dict(lines))
+
+    async def buy(self, lines: list[tuple[int, int]], verb: str) -> None:
+        """Reserves of three shelves, then confirms or releases."""
+        body = {"ttl_seconds": 600, "lines": [{"sku_id": sku_id, "quantity": count} for sku_id, count in lines]}
+        made = (await self.send("/reservations", body))["reservation_id"]
+        self.states[made] = "pending"
+        self.states[made] = (await self.send(f"/reservations/{made}/{verb}"))["state"]
+        if verb == "confirm":
+            self.expected.subtract(dict(lines))
+
+    async def work(self, dice: random.Random, plans: list[str]) -> None:
+        """Does what is planned, as long as there is something left."""
+        while plans:
+            kind = plans.pop()
+            lines = [(sku_id, dice.randint(1, 3)) for sku_id in dice.sample(self.skus, 3)]
+            await (self.adjust(lines) if kind == "adjust" else self.buy(lines, kind))
 
 
 async def test_killed_server_applies_no_key_twice_and_loses_nothing(
     shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
 ) -> None:
     """Kill -9 of the whole process group, then another one over the same nodes; clients go on with their keys."""
-    [sku_id] = await shop.stocked(0)
-    api_key = await make_key(cluster, name=new_key())
-    keys, urls = [new_key() for _ in range(200)], list[str]()
-    waiting = list(keys)
-
-    async def work() -> int:
-        done = 0
-        while waiting:
-            done += await send_until_answered(urls, waiting.pop(), sku_id, api_key)
-        return done
-
-    dice = random.Random(11)
-    workers: list[asyncio.Task[int]] = []
-    for _ in range(ROUNDS):
+    skus = await shop.stocked(*[STOCK] * 6)
+    headers = {"Authorization": f"Bearer {await make_key(cluster, name=new_key())}"}
+    dice = random.Random()
+    plans = [dice.choice(("adjust", "confirm", "release")) for _ in range(400)]
+    async with httpx.AsyncClient(headers=headers, timeout=15) as http:
+        customers = Customers(http, skus, expected=Counter(dict.fromkeys(skus, STOCK)))
+        workers: list[asyncio.Task[None]] = []
+        for _ in range(ROUNDS):
+            async with serving(cluster) as running:
+                customers.urls.append(running.url)
+                workers = workers or [asyncio.create_task(customers.work(dice, plans)) for _ in range(16)]
+                await asyncio.sleep(dice.uniform(0.05, 0.3))
+                os.killpg(running.process.pid, signal.SIGKILL)
+        assert not all(worker.done() for worker in workers), "nothing was left to do when the last one was killed"
         async with serving(cluster) as running:
-            urls.append(running.url)
-            workers = workers or [asyncio.create_task(work()) for _ in range(16)]
-            await asyncio.sleep(dice.uniform(0.1, 0.3))
-            os.killpg(running.process.pid, signal.SIGKILL)
-    async with serving(cluster) as running:
-        urls.append(running.url)
-        acknowledged = sum(await asyncio.gather(*workers))
-    rows = await database.fetch(
-        "select command_key, count(*) as times from stock_movement where sku_id = $1 group by command_key", sku_id
+            customers.urls.append(running.url)
+            await asyncio.gather(*workers)
+    await check(database, customers)
+
+
+async def check(database: asyncpg.Connection, customers: Customers) -> None:
+    """What was acknowledged is there once, and nothing else is."""
+    keys, skus = list(customers.told), customers.skus
+    stored = await database.fetch("select key, status from command_key where key = any($1)", keys)
+    assert {row["key"]: row["status"] for row in stored} == customers.told
+    audited = await database.fetch(
+        "select command_key, count(*) as times from audit_entry where command_key = any($1) group by command_key", keys
     )
-    assert acknowledged == len(keys)
-    assert {row["command_key"]: row["times"] for row in rows} == dict.fromkeys(keys, 1)
-    assert await database.fetchval("select on_hand from stock where sku_id = $1", sku_id) == len(keys)
+    assert {row["command_key"]: row["times"] for row in audited} == dict.fromkeys(keys, 1)
+    twice = "select command_key from stock_movement where sku_id = any($1) and kind <> 'initial' group by command_key"
+    assert await database.fetch(f"{twice} having count(*) <> 3", skus) == []
+    held = await database.fetch(
+        """
+        select distinct reservation_id, state from reservation join reservation_line using (reservation_id)
+         where sku_id = any($1)
+        """,
+        skus,
+    )
+    assert {row["reservation_id"]: row["state"] for row in held} == customers.states
+    rows = await database.fetch("select sku_id, on_hand from stock where sku_id = any($1)", skus)
+    assert {row["sku_id"]: row["on_hand"] for row in rows} == dict(customers.expected)
+    assert await broken_shelves(database, skus) == []

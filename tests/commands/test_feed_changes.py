@@ -6,18 +6,9 @@ import asyncpg
 import pytest
 
 from tests.commands.conftest import Shop, product, style
-from tests.commands.events import Event, Events, follow
+from tests.commands.events import Event, follow, next_about
 
-pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
-
-
-async def next_about(events: Events, **wanted: int) -> Event:
-    """The next event about something; others may write at the same time."""
-    async with asyncio.timeout(15):
-        while True:
-            event = await events.next()
-            if all(event.data.get(name) == value for name, value in wanted.items()):
-                return event
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
 
 async def test_every_kind_of_change_is_announced(shop: Shop) -> None:

@@ -5,6 +5,7 @@ import asyncio
 import asyncpg
 import pytest
 
+from atelier.embedded.cluster import EmbeddedCluster
 from atelier.writes.idempotency import lock_number
 from tests.commands.conftest import Shop, new_key, product
 from tests.support import make_key
@@ -27,6 +28,28 @@ async def test_same_key_gets_the_first_answer_again(shop: Shop, database: asyncp
     assert await database.fetchval("select count(*) from audit_entry where command_key = $1", key) == 1
 
 
+async def test_replay_carries_a_token_of_its_own_time(shop: Shop) -> None:
+    """A read with it contains what happened since the first answer."""
+    [sku_id] = await shop.stocked(0)
+    key = new_key()
+    first = await shop.adjust(sku_id, 1, Idempotency_Key=key)
+    await shop.adjust(sku_id, 5)
+    again = await shop.adjust(sku_id, 1, Idempotency_Key=key)
+    assert again.json()["lines"][0]["on_hand"] == 1
+    assert again.headers["Atelier-Token"] != first.headers["Atelier-Token"]
+    assert (await shop.read(f"/inventory/{sku_id}", again)).json()["on_hand"] == 6
+
+
+async def test_conflict_leaves_the_first_answer_where_it_is(shop: Shop) -> None:
+    """422 is stored nowhere: the first request gets its answer again afterwards."""
+    [sku_id] = await shop.stocked(0)
+    key = new_key()
+    await shop.adjust(sku_id, 1, Idempotency_Key=key)
+    assert (await shop.adjust(sku_id, 2, Idempotency_Key=key)).status_code == 422
+    again = await shop.adjust(sku_id, 1, Idempotency_Key=key)
+    assert (again.status_code, again.headers["Idempotency-Replayed"]) == (200, "true")
+
+
 async def test_refusals_that_are_outcomes_are_kept_too(shop: Shop) -> None:
     """404, 409 and 412 come again with the same key, also when the reason is gone."""
     [sku_id] = await shop.stocked(1)
@@ -47,8 +70,8 @@ async def test_refusals_that_are_outcomes_are_kept_too(shop: Shop) -> None:
     assert missing.headers["Idempotency-Replayed"] == "true"
 
 
-async def test_mistakes_leave_the_key_free(shop: Shop) -> None:
-    """After 400, 401, 415, 428 and 422 the same key may still carry a command."""
+async def test_mistakes_leave_the_key_free(shop: Shop, cluster: EmbeddedCluster) -> None:
+    """After 400, 401, 403, 413, 415 and 428 the same key may still carry a command."""
     [sku_id] = await shop.stocked(1)
     key = new_key()
     bad = {"reason": "x", "lines": [{"sku_id": sku_id, "delta": 0}]}
@@ -59,6 +82,13 @@ async def test_mistakes_leave_the_key_free(shop: Shop) -> None:
     assert missing.status_code == 428
     denied = await shop.adjust(sku_id, 1, Idempotency_Key=key, Authorization="Bearer nobody")
     assert denied.status_code == 401
+    other = f"Bearer {await make_key(cluster, name=new_key(), scopes=('catalogue:write',))}"
+    assert (await shop.adjust(sku_id, 1, Idempotency_Key=key, Authorization=other)).status_code == 403
+    for content, media_type, status in ((b" " * 1_048_577, "application/json", 413), (b"{}", "text/plain", 415)):
+        headers = {"Idempotency-Key": key, "Content-Type": media_type}
+        refused = await shop.http.post("/inventory/adjustments", content=content, headers=headers)
+        assert refused.status_code == status
+    assert (await shop.http.get(f"/commands/{key}")).status_code == 404
     done = await shop.adjust(sku_id, 1, Idempotency_Key=key)
     assert (done.status_code, "Idempotency-Replayed" in done.headers) == (200, False)
 
@@ -105,6 +135,7 @@ async def test_keys_of_two_owners_never_meet(shop: Shop, cluster) -> None:
     assert elsewhere.json()["body"]["lines"][0]["on_hand"] == 9
 
 
+@pytest.mark.soak
 async def test_key_that_is_held_is_in_flight(shop: Shop, database: asyncpg.Connection) -> None:
     """While another transaction holds the key, a duplicate and the resolver get 409 with Retry-After."""
     [sku_id] = await shop.stocked(1)
@@ -134,6 +165,7 @@ async def test_resolver_tells_what_became_of_a_command(shop: Shop) -> None:
     assert (await shop.http.get(f"/commands/{gone}")).json() == {"status": 204, "body": None}
 
 
+@pytest.mark.soak
 async def test_one_of_many_duplicates_at_once_has_an_effect(shop: Shop) -> None:
     """Fifty at the same time: all are answered as done or as in flight, and one was applied."""
     [sku_id] = await shop.stocked(0)

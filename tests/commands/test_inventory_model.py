@@ -118,6 +118,7 @@ def make_machine(service: Service) -> type[RuleBasedStateMachine]:
 
 
 @pytest.mark.cluster
+@pytest.mark.soak
 def test_inventory_agrees_with_a_model_whatever_is_done(service: Service) -> None:
     """Adjust, count, reserve, confirm, release in any order; each answer and each figure is the model's."""
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large]

@@ -83,6 +83,7 @@ async def test_confirming_sells_and_releasing_gives_back(shop: Shop, database: a
             assert (late.status_code, late.json()["type"]) == (409, f"/problems/reservation-{state}")
 
 
+@pytest.mark.soak
 async def test_expired_reservation_gives_its_stock_back_by_itself(shop: Shop, database: asyncpg.Connection) -> None:
     """Within a second of its expiry, and a confirm between the two is refused already."""
     [sku_id] = await shop.stocked(5)
@@ -99,6 +100,7 @@ async def test_expired_reservation_gives_its_stock_back_by_itself(shop: Shop, da
     assert await ledger_of(database, sku_id) == [("initial", 5)]
 
 
+@pytest.mark.soak
 async def test_confirm_after_the_expiry_is_refused_before_it_was_swept(
     shop: Shop, database: asyncpg.Connection
 ) -> None:

@@ -16,6 +16,7 @@ from atelier.writes.commands import Adjustment, AdjustmentLine, AdjustStock, Com
 from atelier.writes.decode import fingerprint
 from atelier.writes.envelope import Envelope
 from atelier.writes.policy import WritePolicy
+from atelier.writes.primary import PrimaryGateway
 from atelier.writes.service import WriteService
 from tests.commands.conftest import new_key
 
@@ -33,6 +34,17 @@ async def open_writes(settings: Settings, policy: WritePolicy | None = None) -> 
     monitor = TopologyMonitor(settings, StaticNodes(settings.nodes), clock=time.monotonic)
     async with monitor, WriteService(monitor, settings, policy or WritePolicy(), clock=time.monotonic) as service:
         yield service
+
+
+@asynccontextmanager
+async def open_gateway(settings: Settings, *, connections: int = 1) -> AsyncIterator[PrimaryGateway]:
+    """Connections to the primary, without the service around them."""
+    async with TopologyMonitor(settings, StaticNodes(settings.nodes), clock=time.monotonic) as monitor:
+        gateway = PrimaryGateway(monitor, settings, connections=connections, clock=time.monotonic)
+        try:
+            yield gateway
+        finally:
+            await gateway.close()
 
 
 def make_order(command: Command, *, key: str | None = None, within_s: float = 10.0) -> Envelope:

@@ -11,6 +11,10 @@ from atelier.errors import AtelierError
 
 log = structlog.get_logger(__name__)
 
+# How long the end of the process waits for a round. One that is longer at it waits for a primary that is away, or
+# leaves the rest to the next round of another process.
+_GRACE_S = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class Chore:
@@ -28,7 +32,7 @@ class Chore:
 
 
 class Background:
-    """Does chores, each in a task of its own. Leaving it lets the present round of each end."""
+    """Does chores, each in a task of its own. Leaving it lets the present round of each end, for a moment."""
 
     def __init__(self, chores: Sequence[Chore]) -> None:
         """Takes the chores. Starts nothing."""
@@ -42,9 +46,12 @@ class Background:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stops, after the rounds that are under way."""
+        """Stops, after the rounds that are under way; what takes too long is cancelled, and rolled back."""
         self._stop.set()
-        await asyncio.gather(*self._tasks)
+        late = (await asyncio.wait(self._tasks, timeout=_GRACE_S))[1]
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _do(self, chore: Chore) -> None:
         while not self._stop.is_set():

@@ -94,6 +94,8 @@ class Dispatcher:
         self, orders: Sequence[Envelope], deadline: Deadline, *, is_settling: bool
     ) -> Sequence[Result | InFlight]:
         """One transaction for the whole batch."""
+        for order in orders:
+            order.notes.update(batch=len(orders), attempts=order.notes.get("attempts", 0) + 1)
         async with UnitOfWork(self._gateway, deadline) as uow:
             claims = await claim_keys(uow, orders)
             fresh = [order for order, claim in zip(orders, claims, strict=True) if isinstance(claim, Unclaimed)]

@@ -1,6 +1,7 @@
 """A command on its way: who sent it, under which key, and when it has to be answered."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from atelier.access.verify import Actor
 from atelier.deadline import Deadline
@@ -21,6 +22,8 @@ class Envelope:
         fingerprint: what makes two requests under one key the same.
         path: what was asked for, for problem documents.
         deadline: when the client has to be answered.
+        notes: for the request's log line: how many commands were in the last transaction of this one, and how many
+            transactions it took.
     """
 
     command: Command
@@ -29,6 +32,7 @@ class Envelope:
     fingerprint: bytes
     path: str
     deadline: Deadline
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from atelier.access.rate import RateLimiter
 from atelier.access.verify import Actor, KeyVerifier, require
 from atelier.http import SET_TOKEN_COOKIE, TOKEN_HEADER
 from atelier.problems import MEDIA_TYPE, ProblemError
+from atelier.telemetry import Exchange
 from atelier.token import TokenKeys
 from atelier.writes.decode import (
     LARGEST_BODY_BYTES,
@@ -29,6 +30,12 @@ from atelier.writes.endpoints import ENDPOINTS, Endpoint, Parts
 from atelier.writes.envelope import Envelope, Receipt
 from atelier.writes.idempotency import OWN_PREFIX
 from atelier.writes.service import WriteService
+
+
+class _Problem(msgspec.Struct):
+    """What is of interest in a problem document."""
+
+    type: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,9 @@ def _make_handler(writes: Writes, endpoint: Endpoint) -> HTTPRouteHandler:
         actor, headers = await _admit(writes, request)
         require(actor, endpoint.scope)
         order = await _read_order(writes, endpoint, request, actor)
-        return _answer(writes.keys, await writes.service.submit(order), headers)
+        receipt = await writes.service.submit(order)
+        _note(order.notes, receipt)
+        return _answer(writes.keys, receipt, headers)
 
     return command
 
@@ -106,14 +115,28 @@ async def _read_order(writes: Writes, endpoint: Endpoint, request: Request[Any, 
     raw = await request.body()
     body = None if endpoint.shape is None else decode_body(raw, endpoint.shape)
     path, query = request.url.path, request.scope["query_string"].decode("latin-1")
+    command = endpoint.make(Parts(ids, body, parse_if_match(if_match)))
+    exchange: Exchange | None = request.scope.get("atelier")  # type: ignore[assignment]  # of no TypedDict
+    notes = {} if exchange is None else exchange.notes
+    notes["command"] = type(command).__name__
     return Envelope(
-        command=endpoint.make(Parts(ids, body, parse_if_match(if_match))),
+        command=command,
         actor=actor,
         key=key or writes.new_key(),
         fingerprint=fingerprint(endpoint.method, path, query, if_match=if_match, body=body),
         path=path,
         deadline=writes.service.deadline(),
+        notes=notes,
     )
+
+
+def _note(notes: dict[str, Any], receipt: Receipt) -> None:
+    """Tells the request's log line the verdict, and of a refusal why: the document has it, also where it is stored."""
+    outcome = receipt.outcome
+    if outcome.status >= 400:
+        notes["problem"] = msgspec.json.decode(outcome.body, type=_Problem).type.removeprefix("/problems/")
+    verdict = "refused" if outcome.status >= 400 else "done"
+    notes["verdict"] = "replayed" if receipt.is_replay else verdict
 
 
 def _answer(keys: TokenKeys, receipt: Receipt, headers: dict[str, str]) -> Response[bytes]:
