@@ -26,6 +26,16 @@ from atelier.migrate import migrate
 FAST = {"fsync": "off"}
 
 
+def plain_environment() -> dict[str, str]:
+    """The environment without what would set a service up by accident.
+
+    `TEST_CACHE_BYTES=0` runs every service of a test run without its memory, or with as much as it says.
+    """
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("ATELIER_")}
+    cache_bytes = environ.get("TEST_CACHE_BYTES")
+    return environ if cache_bytes is None else environ | {"ATELIER_CACHE_BYTES": cache_bytes}
+
+
 @dataclass(frozen=True)
 class Service:
     """A running service: the real command, over real servers."""
@@ -112,8 +122,7 @@ def running_service(
 ) -> Iterator[Service]:
     """The real `atelier serve` over a cluster; ends with it."""
     port = find_free_port()
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("ATELIER_")}
-    environ |= cluster.environment() | dict(settings or {})
+    environ = plain_environment() | cluster.environment() | dict(settings or {})
     del environ["ATELIER_MIGRATOR_PASSWORD"]
     command = [sys.executable, "-P", "-m", "atelier.cli.main", "serve", f"--role={role}", f"--port={port}"]
     with tempfile.TemporaryDirectory(prefix="atelier-test-") as folder:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.support import find_free_port, open_folder, wait_until
+from tests.support import find_free_port, open_folder, plain_environment, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -55,10 +54,15 @@ class Home:
 
 def atelier(*words: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
     """Runs the command as a person would, without the tests' own environment."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")}
     command = [sys.executable, "-m", "atelier.cli.main", *words]
     result = subprocess.run(
-        command, env=environ, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False
+        command,
+        env=plain_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+        check=False,
     )
     assert not check or result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr

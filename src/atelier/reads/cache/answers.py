@@ -14,7 +14,7 @@ from atelier.reads.cache.source import News, Source
 from atelier.reads.document import Document
 from atelier.reads.executor import Answer, Ask, Timings
 from atelier.telemetry import CACHE_DROPPED, CACHE_HITS, CACHE_MISSES, CACHE_SHARED, DECISIONS, Observed, Sample
-from atelier.token import Standing
+from atelier.token import CausalToken, Standing
 from atelier.topology.state import ClusterSnapshot, Observation
 
 # How often a reader joins a flight before it flies itself: each of them may have been cancelled.
@@ -72,16 +72,16 @@ class AnswerCache:
         if entry is None:
             CACHE_MISSES.count("absent")
             return None
-        reason = _why_not(entry, ask, snapshot, now_s)
+        source = entry.source
+        lag_ms = source.lag_ms_at(now_s)
+        reason = "unheard" if not source.vouches(now_s) else _why_not(entry, ask, snapshot, lag_ms)
         if reason is not None:
             CACHE_MISSES.count(reason)
             return None
-        token = entry.token if ask.token is None else ask.token.merge(entry.token)
         self._entries.touch(key)
-        node = entry.source.node
         CACHE_HITS.count(key[0])
-        DECISIONS.count(node, "memory")
-        answer = Answer((), node, "memory", entry.source.lag_ms_at(now_s), token)
+        DECISIONS.count(source.node, "memory")
+        answer = Answer((), source.node, "memory", lag_ms, _merge(ask.token, entry.token))
         return Document(entry.body, entry.tag, answer, links=entry.links)
 
     async def fetch(self, key: Key, ask: Ask, read: Callable[[], Awaitable[Document]]) -> Document:
@@ -248,21 +248,24 @@ class AnswerCache:
         return snapshot
 
 
-def _why_not(entry: Entry, ask: Ask, snapshot: ClusterSnapshot, now_s: float) -> str | None:
-    """Why an entry is not good enough, in a word that is counted by; None when it is."""
-    source, token, policy = entry.source, ask.token, ask.policy
-    if not source.vouches(now_s):
-        return "unheard"
+def _why_not(entry: Entry, ask: Ask, snapshot: ClusterSnapshot, lag_ms: float | None) -> str | None:
+    """Why an entry that its source vouches for is not good enough, in a word that is counted by; None when it is."""
+    token, policy = ask.token, ask.policy
     if token is not None:
         if snapshot.judge(token) is not Standing.GOOD:
             return "history"
         if policy.consistency != "eventual" and token.lsn.bytes > _position_bytes(entry):
             return "behind"
-    if policy.consistency != "causal":
-        lag_ms = source.lag_ms_at(now_s)
-        if lag_ms is None or lag_ms > policy.max_lag_ms:
-            return "bound"
+    if policy.consistency != "causal" and (lag_ms is None or lag_ms > policy.max_lag_ms):
+        return "bound"
     return None
+
+
+def _merge(sent: CausalToken | None, seen: CausalToken) -> CausalToken:
+    """The token of an answer; mostly the one of the entry itself, whose text is at hand."""
+    if sent is None or (sent.timeline == seen.timeline and sent.lsn.bytes <= seen.lsn.bytes and seen.minted_by_replica):
+        return seen
+    return sent.merge(seen)
 
 
 def _position_bytes(entry: Entry) -> int:
