@@ -15,7 +15,7 @@ from loadtest.clock import Clock
 from loadtest.commands import Command, learn
 from loadtest.history.record import READ, Line, Op
 from loadtest.recorder import Recorder
-from loadtest.tally import Tally, read_tallies
+from loadtest.tally import Board, Tally, read_board, read_tallies
 from loadtest.transport import Answer, Request, Transport
 
 _GIVEN_UP = Answer(0, error="given up")
@@ -114,6 +114,10 @@ class Session:
         """Reads what can be bought of a product, of which `tallies` tell how new that is."""
         path = f"/products/{product_id}/styles"
         return self._read(path, "/products/[id]/styles", consistency, lambda answer: read_tallies(answer, tallies))
+
+    def read_list(self, board: Board, consistency: Consistency = CAUSAL) -> Answer:
+        """Reads the page of the list that a board is on, which tells how new that is."""
+        return self._read(board.path, "/products", consistency, lambda answer: read_board(answer, board))
 
     def read_reservation(self, reservation: str, consistency: Consistency = CAUSAL) -> Answer:
         """Reads one reservation: pending is its version 1, settled its version 2."""

@@ -6,6 +6,7 @@ judges them as one, if the processes ran on one machine, whose clocks agree.
 """
 
 import itertools
+import logging
 import os
 import random
 import secrets
@@ -22,6 +23,7 @@ from locust.runners import MasterRunner
 from loadtest.checkers.registry import EXIT_UNKNOWN
 from loadtest.client import Session
 from loadtest.clock import start_clock
+from loadtest.commands import adjust
 from loadtest.final import Surveyor
 from loadtest.metrics import Meter
 from loadtest.recorder import Recorder
@@ -29,15 +31,17 @@ from loadtest.transport import PlainTransport
 from loadtest.users import shoppers, staff
 from loadtest.users.base import LabUser, Stage
 from loadtest.watcher import Watcher as FeedWatcher
-from loadtest.world import SetUpError, Shop, make_world
+from loadtest.world import SetUpError, Shop, World, make_world
 
 # Locust tells of it in one line, which is enough.
 gevent.hub.Hub.NOT_ERROR = (*gevent.hub.Hub.NOT_ERROR, StopTest)
 
 _OPEN_S = 15.0
 # Locust lets a worker sleep for so long after each test.
-_STOP_S = 5.0
+_STOP_S = 8.0
+_HEAR_S = 5.0
 _tests = itertools.count(1)
+log = logging.getLogger(__name__)
 
 
 class Shopper(shoppers.Shopper):
@@ -71,6 +75,12 @@ class Refiller(staff.Refiller):
     weight = 1
 
 
+class Editor(staff.Editor):
+    """Writes on the board and looks at the list."""
+
+    weight = 1
+
+
 class Watcher(User):
     """Follows the change feed; one a process is enough."""
 
@@ -80,12 +90,21 @@ class Watcher(User):
     def on_start(self) -> None:
         """Opens the feed."""
         stage = LabUser.stage
+        self._session = open_session(stage, "canary", self.host or "")
         self._watcher = FeedWatcher(f"{stage.prefix}watcher", self.host or "", stage.recorder, clock=stage.clock)
         self._watcher.start(within_s=_OPEN_S)
 
     def on_stop(self) -> None:
-        """Closes it."""
-        self._watcher.close()
+        """Makes one last change. When the feed tells of that, it has told of all that was done before."""
+        stage = LabUser.stage
+        canary, asked_s = stage.world.canary, stage.clock()
+        answer = self._session.command(adjust([(canary, 1)]))
+        version = answer.json()["lines"][0]["version"] if answer.is_ok else 0
+        if version and self._watcher.wait_for(f"sku:{canary}", version, within_s=_HEAR_S):
+            self._watcher.close(until_s=asked_s)
+        else:
+            log.warning("%s was not told of the last change within %g s", self._watcher.name, _HEAR_S)
+            self._watcher.leave()
 
     @task
     def listen(self) -> None:
@@ -117,21 +136,37 @@ def open_stage(environment: Environment, **_: Any) -> None:
     # All processes of one machine count from the same moment.
     clock, recorder = start_clock(0.0), Recorder(history, Meter())
     prefix = f"{number}-{os.getpid()}-{test}/"
-    rng, run_id = random.Random(f"{options.seed}/{number}"), secrets.token_hex(4)
-    transport = PlainTransport(environment.host or "")
-    session = Session(
-        f"{prefix}setup", transport, api_key=options.api_key, recorder=recorder, clock=clock, rng=rng, run_id=run_id
+    stage = Stage(
+        World((), (), 0, 0),
+        recorder,
+        clock=clock,
+        api_key=options.api_key,
+        seed=options.seed,
+        run_id=secrets.token_hex(4),
+        prefix=prefix,
     )
     try:
-        world = make_world(session, Shop(products=options.products), hot=8)
+        session = open_session(stage, "setup", environment.host or "")
+        stage.world = make_world(session, Shop(products=options.products), hot=8)
     except SetUpError as error:
         recorder.close()
         environment.process_exit_code = EXIT_UNKNOWN
         raise StopTest(str(error)) from None
-    LabUser.stage = Stage(
-        world, recorder, clock=clock, api_key=options.api_key, seed=options.seed, run_id=run_id, prefix=prefix
-    )
+    LabUser.stage = stage
     LabUser.rate_per_s = options.arrivals
+
+
+def open_session(stage: Stage, name: str, host: str) -> Session:
+    """A session beside those of the users."""
+    return Session(
+        f"{stage.prefix}{name}",
+        PlainTransport(host),
+        api_key=stage.api_key,
+        recorder=stage.recorder,
+        clock=stage.clock,
+        rng=random.Random(f"{stage.seed}/{stage.prefix}{name}"),
+        run_id=stage.run_id,
+    )
 
 
 @events.test_stopping.add_listener
@@ -153,3 +188,4 @@ def close_stage(environment: Environment, **_: Any) -> None:
         surveyor = Surveyor(environment.host or "", stage.api_key, stage.recorder, stage.clock)
         surveyor.survey(reservations=stage.reservations, skus=world.all_skus, products=world.all_products)
     stage.recorder.close()
+    del LabUser.stage

@@ -49,13 +49,21 @@ class Watcher:
             time.sleep(0.05)
         return self._seen.get(key, 0) >= version
 
-    def close(self) -> None:
-        """Ends the stream and says in the history until when it listened."""
+    def close(self, *, until_s: float | None = None) -> None:
+        """Ends the stream and says in the history until when it was told of everything.
+
+        Args:
+            until_s: that moment; None means now.
+        """
         now_s = self._clock()
+        self.leave()
+        self._record((), now_s if until_s is None else until_s, state="closed")
+
+    def leave(self) -> None:
+        """Ends the stream without a word about until when it was told of everything: that is not known."""
         self._closing.set()
         self._hang_up()
         self._thread.join(timeout=5)
-        self._record((), now_s, state="closed")
 
     # ------------------------------------------------------------ its thread
 

@@ -9,11 +9,12 @@ from itertools import accumulate
 from loadtest.client import STRONG, Session
 from loadtest.commands import create_product
 from loadtest.history.record import Line
-from loadtest.tally import Tally
+from loadtest.tally import Board, Tally
 
 _FEATURES = [{"feature": "Fabric", "value": "Canvas"}, {"feature": "Cut", "value": "Loose"}]
 
 _TALLIES = 2
+_ON_A_PAGE = 10
 
 
 class SetUpError(Exception):
@@ -46,6 +47,7 @@ class World:
         canary_product: the product that it belongs to.
         hot: the SKUs that heavy traffic aims at: the first ones.
         tallies: SKUs of a product of their own, to which every command adds one.
+        board: a product whose slogan is its version.
     """
 
     products: Sequence[int]
@@ -54,6 +56,7 @@ class World:
     canary_product: int
     hot: Sequence[int] = field(default_factory=tuple)
     tallies: Sequence[Tally] = field(default_factory=tuple)
+    board: Board | None = None
 
     @property
     def all_skus(self) -> list[int]:
@@ -63,7 +66,8 @@ class World:
     @property
     def all_products(self) -> list[int]:
         """Every product that the lab has made."""
-        return [*self.products, self.canary_product, *{tally.product_id for tally in self.tallies}]
+        boards = [self.board.product_id] if self.board else []
+        return [*self.products, self.canary_product, *{tally.product_id for tally in self.tallies}, *boards]
 
 
 class IdChooser:
@@ -87,7 +91,7 @@ class IdChooser:
 
 
 def make_world(session: Session, shop: Shop, *, hot: int) -> World:
-    """Makes the products of a shop, one for the canary and one for the tallies.
+    """Makes the products of a shop, one for the canary, one for the tallies, and the board.
 
     Raises:
         SetUpError: the service refuses.
@@ -100,13 +104,28 @@ def make_world(session: Session, shop: Shop, *, hot: int) -> World:
         skus += made
     canary_product, canaries = _make_product(session, Shop(skus=1), related=[])
     tallies = _make_tallies(session)
-    return World(products, skus, canaries[0], canary_product, tuple(skus[:hot]), tallies)
+    board = _make_board(session)
+    return World(products, skus, canaries[0], canary_product, tuple(skus[:hot]), tallies, board)
 
 
 def _make_tallies(session: Session) -> tuple[Tally, ...]:
     product_id, skus = _make_product(session, Shop(skus=_TALLIES, stock=1000), related=[])
     told = [session.read_stock(sku, STRONG).json() for sku in skus]
     return tuple(Tally(product_id, stock["sku_id"], stock["version"], stock["on_hand"]) for stock in told)
+
+
+def _make_board(session: Session) -> Board:
+    product_id, _ = _make_product(session, Shop(skus=1), related=[])
+    # Products come in the order of their ids, which may have gaps: the page is this one or an earlier one.
+    low, high = 1, -(-product_id // _ON_A_PAGE)
+    while low < high:
+        middle = (low + high + 1) // 2
+        answer = session.get(f"/products?page={middle}&count={_ON_A_PAGE}", "/products", STRONG)
+        if not answer.is_ok:
+            raise SetUpError(f"reading the list failed: {answer.status} {answer.problem or answer.error}")
+        shown = answer.json()
+        low, high = (middle, high) if shown and shown[0]["id"] <= product_id else (low, middle - 1)
+    return Board(product_id, low, _ON_A_PAGE)
 
 
 def _make_product(session: Session, shop: Shop, *, related: Sequence[int]) -> tuple[int, list[int]]:

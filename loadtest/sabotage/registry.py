@@ -28,7 +28,7 @@ SABOTAGES: dict[str, Sabotage] = {
     "send-twice": Sabotage(("exactly once",), by_proxy=True, shown_by="mixed"),
     "lagging-node": Sabotage(("read your writes", "monotonic reads"), by_proxy=True, shown_by="heavy-writes"),
     "deposed-node": Sabotage(("linearizability",), by_proxy=True, shown_by="heavy-writes"),
-    "stale-cache": Sabotage(("read your writes", "bounded staleness"), by_proxy=True, shown_by="mixed"),
+    "stale-cache": Sabotage(("read your writes", "bounded staleness"), by_proxy=True, shown_by="hot-pages"),
     "drop-events": Sabotage(("feed complete and ordered",), by_proxy=True, shown_by="mixed"),
     "reorder-events": Sabotage(("feed complete and ordered",), by_proxy=True, shown_by="mixed"),
     **{name: Sabotage((tamper.caught_by,), by_proxy=False, shown_by="mixed") for name, tamper in TAMPERS.items()},

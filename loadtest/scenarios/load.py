@@ -2,7 +2,7 @@
 
 from loadtest.scenarios.model import EVERYTHING, FEED, READS, STOCK, WRITES, Crew, Phase, Scenario
 from loadtest.users.shoppers import Buyer, Checkout, Onlooker, Shopper
-from loadtest.users.staff import CatalogueAdmin, Refiller, Warehouse
+from loadtest.users.staff import CatalogueAdmin, Editor, Refiller, Warehouse
 from loadtest.world import Shop
 
 MIXED = (
@@ -12,6 +12,7 @@ MIXED = (
     Crew(CatalogueAdmin, 3, 1.0),
     Crew(Onlooker, 6, 3.0),
     Crew(Refiller, 4, 2.0),
+    Crew(Editor, 2, 1.0),
 )
 """A bit of everything, about a hundred requests a second: what breaks is what the run is about, not the load."""
 
@@ -70,6 +71,19 @@ LOAD = (
             Crew(Onlooker, 4, 2.0),
         ),
         checks=(*READS, *WRITES, *STOCK, *FEED),
+    ),
+    Scenario(
+        "hot-pages",
+        "everybody looks at the same few pages while they change",
+        (
+            Crew(Shopper, 8, 1.0),
+            Crew(Refiller, 10, 2.0),
+            Crew(Editor, 6, 1.5),
+            Crew(CatalogueAdmin, 4, 2.0),
+            Crew(Onlooker, 4, 2.0),
+        ),
+        checks=EVERYTHING,
+        shop=Shop(products=6),
     ),
     Scenario("mixed", "a bit of everything, as on an ordinary day", MIXED, checks=EVERYTHING),
 )

@@ -9,7 +9,7 @@ from loadtest.faults.timeline import Fault
 from loadtest.scenarios.load import MIXED
 from loadtest.scenarios.model import EVERYTHING, Crew, Scenario, Scene
 from loadtest.users.shoppers import Checkout, Onlooker
-from loadtest.users.staff import CatalogueAdmin, Refiller, Warehouse
+from loadtest.users.staff import CatalogueAdmin, Editor, Refiller, Warehouse
 
 _WRITING = (
     Crew(Warehouse, 10, 2.0),
@@ -17,6 +17,7 @@ _WRITING = (
     Crew(CatalogueAdmin, 3, 1.0),
     Crew(Onlooker, 8, 3.0),
     Crew(Refiller, 4, 1.0),
+    Crew(Editor, 2, 0.5),
 )
 
 

@@ -3,10 +3,12 @@
 from typing import ClassVar
 
 from locust import task
+from locust.exception import StopTest
 
 from loadtest.answers import version_of
 from loadtest.client import CAUSAL, EVENTUAL, STRONG, Consistency
 from loadtest.commands import adjust, count, pick_lines, update_product
+from loadtest.tally import Board, write_slogan
 from loadtest.users.base import LabUser
 
 _BOUNDED = Consistency("bounded", 500)
@@ -74,3 +76,29 @@ class Refiller(LabUser):
     def _look(self, product_id: int, consistency: Consistency) -> None:
         tallies = [tally for tally in self.stage.world.tallies if tally.product_id == product_id]
         self.session.read_styles(product_id, tallies, consistency)
+
+
+class Editor(LabUser):
+    """Writes its version on the board, and looks at the list, which must show it."""
+
+    @task
+    def write(self) -> None:
+        """The next version, unless somebody else was faster; and the list and the product as shoppers see them."""
+        board = self._board
+        seen = self.session.read_product(board.product_id, STRONG)
+        version = version_of(seen)
+        self.session.command(update_product(board.product_id, {"slogan": write_slogan(version + 1)}, version))
+        self.session.read_list(board, CAUSAL)
+        self.session.read_product(board.product_id, CAUSAL)
+
+    @task(2)
+    def look(self) -> None:
+        """The list alone, in every way that a read can be asked for."""
+        self.session.read_list(self._board, self.rng.choice((CAUSAL, STRONG, _BOUNDED, _BOUNDED)))
+
+    @property
+    def _board(self) -> Board:
+        board = self.stage.world.board
+        if board is None:
+            raise StopTest("this shop has no board")
+        return board

@@ -122,7 +122,7 @@ def test_command_line_ends_with_the_verdict(tmp_path):
 def test_a_million_operations_are_checked_within_a_minute_and_flat_memory(tmp_path):
     """Time grows with the length, memory does not."""
     path = tmp_path / "long.jsonl"
-    made = make_history(random.Random(3), 460_000)
+    made = make_history(random.Random(3), 500_000)
     assert len(made) >= 1_000_000
     with path.open("w") as file:
         file.writelines(write_op(op) + "\n" for op in made)

@@ -11,7 +11,7 @@ from loadtest.commands import adjust, confirm, count, reserve, update_product
 from loadtest.history.record import Line, read_op
 from loadtest.metrics import Meter
 from loadtest.recorder import Recorder
-from loadtest.tally import Tally
+from loadtest.tally import Board, Tally, write_slogan
 from loadtest.transport import Answer, PlainTransport
 from tests.lab.stub import refuse, reply, serving
 
@@ -88,6 +88,19 @@ def test_quantity_on_a_page_tells_the_version_where_every_command_adds_one(bench
     assert shown.lines == (Line("sku:7", 7), Line("sku:8", 0))
     assert (gone.outcome, gone.mode, gone.lines) == ("ok", "strong", (Line("sku:7", 0), Line("sku:8", 0)))
     assert made.stub.seen[0][1] == "/products/3/styles"
+
+
+def test_slogan_in_the_list_tells_the_version_that_was_written_into_it(bench):
+    """Version 8 says so; what was never written on tells nothing; what is not on its page is not there."""
+    board = Board(3, 2, 10)
+    pages = [
+        [{"id": 2, "slogan": "x"}, {"id": 3, "slogan": slogan}] for slogan in (write_slogan(8), "Made to be tested")
+    ]
+    made = bench(reply(200, pages[0]), reply(200, pages[1]), reply(200, []))
+    for _ in range(3):
+        made.session.read_list(board)
+    assert [op.lines for op in made.ops] == [(Line("product:3", 8),), (), (Line("product:3", 0),)]
+    assert made.stub.seen[0][1] == "/products?page=2&count=10"
 
 
 def test_read_says_what_it_asks_for(bench):

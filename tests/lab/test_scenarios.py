@@ -21,6 +21,7 @@ QUICK = ("mixed", "flash-sale")
 TROUBLED = ("replica-lag", "client-cuts")
 LONG = (
     "heavy-writes",
+    "hot-pages",
     "crossing-baskets",
     "replica-kill",
     "replica-freeze",
@@ -85,7 +86,7 @@ def test_scenario_is_valid_while_something_breaks(name, run):
 @pytest.mark.slow
 def test_replicas_lag_by_pauses_and_by_a_delayed_apply(run):
     """The lag that the service itself tells is on the report's axis while each replica is late, and gone between."""
-    status, told, summary = run("replica-lag", duration_s=16)
+    status, told, summary = run("replica-lag", duration_s=20)
     assert status == 0, told
     lags = {span["name"]: worst_lag_ms(summary, span) for span in summary["faults"]}
     assert list(lags) == ["pg2 paused", "pg3 paused", "pg2 300 ms late", "pg3 1500 ms late"]
@@ -95,13 +96,13 @@ def test_replicas_lag_by_pauses_and_by_a_delayed_apply(run):
 
 
 def worst_lag_ms(summary, span):
-    """The greatest lag of a fault's node while it was there, but for the second of its beginning."""
+    """The greatest lag of a fault's node in the seconds that began while the fault was there."""
     node = span["name"].split()[0]
     series = summary["series"]
     return max(
         lag_ms or 0
         for at_s, lag_ms in zip(series["at_s"], series["lag_ms"][node], strict=True)
-        if span["began_s"] + 1 <= at_s <= span["ended_s"] - 1
+        if span["began_s"] <= at_s <= span["ended_s"] - 0.5
     )
 
 
@@ -164,7 +165,7 @@ def check_caught(name, run):
 @pytest.mark.slow
 def test_cache_that_is_never_emptied_is_caught_by_both_guarantees_that_it_breaks(run):
     """A client misses its own change, and an answer is older than the bound that was asked for."""
-    status, told, summary = run("mixed", "--sabotage=stale-cache", "--rate=1", duration_s=10)
+    status, told, summary = run("hot-pages", "--sabotage=stale-cache", "--rate=1", duration_s=10)
     assert status == 1, told
     invalid = {verdict["guarantee"] for verdict in summary["verdicts"] if verdict["state"] == "invalid"}
     assert {"read your writes", "bounded staleness"} <= invalid, told
