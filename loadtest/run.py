@@ -167,15 +167,14 @@ class Lab:
 
     def _load(self, stage: Stage) -> None:
         scenario, plan = self.scenario, self.plan
-        phases = scenario.phases or (Phase(scenario.name),)
+        phases = self._choose_phases()
         self.timeline = Timeline(scenario.faults(self), plan.duration_s, self.clock)
         faults = threading.Thread(target=self.timeline.run, daemon=True)
         faults.start()
         self.running, self.load_began_s = True, self.clock()
         try:
-            for number, phase in enumerate(phases):
-                url = self._url_of(phase, number)
-                self._run_phase(stage, phase, url, plan.duration_s / len(phases))
+            for phase in phases:
+                self._run_phase(stage, phase, self._url_of(phase), plan.duration_s / len(phases))
                 if scenario.stops_at_knee and self._is_beyond_knee(self.phases[-1]):
                     self.say(f"the knee: {self.phases[-1].label} breaks the limits")
                     break
@@ -184,12 +183,17 @@ class Lab:
             self.timeline.stop()
             faults.join(timeout=240)
 
-    def _url_of(self, phase: Phase, number: int) -> str:
-        if phase.settings is None:
-            return self.url
-        if self.embedded:
+    def _choose_phases(self) -> Sequence[Phase]:
+        """The scenario's; where each would have a service of its own and services are given, these side by side."""
+        phases = self.scenario.phases or (Phase(self.scenario.name),)
+        if self.plan.urls and phases[0].settings is not None:
+            return [Phase(url) for url in self.plan.urls]
+        return phases
+
+    def _url_of(self, phase: Phase) -> str:
+        if phase.settings is not None and self.embedded:
             return self.embedded.serve(phase.settings).url
-        return self.plan.urls[number % len(self.plan.urls)]
+        return phase.label if phase.label in self.plan.urls else self.url
 
     def _run_phase(self, stage: Stage, phase: Phase, url: str, duration_s: float) -> None:
         """Lets the users of all crews loose for a while; each ends its last errand before the phase is over."""

@@ -136,6 +136,23 @@ def test_strategies_are_compared_side_by_side(run):
     assert all(phase["p95_ms"] for phase in summary["phases"])
 
 
+@pytest.mark.slow
+def test_services_at_several_addresses_are_compared_side_by_side(embedded, tmp_path):
+    """As with proxies of which each balances in its own way: each address is a phase, and has its name."""
+    other = embedded.serve({"ATELIER_STRATEGY": "round-robin"})
+    try:
+        urls = [embedded.url, other.url]
+        words = ["run", "balance-compare", *(f"--url={url}" for url in urls), "--duration=8", f"--out={tmp_path}"]
+        command = [sys.executable, "-m", "loadtest", *words, f"--api-key={embedded.api_key}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    finally:
+        embedded.end(other)
+    assert done.returncode == 0, done.stdout + done.stderr
+    phases = json.loads((tmp_path / "summary.json").read_text())["phases"]
+    assert [phase["label"] for phase in phases] == urls
+    assert all(phase["rate_per_s"] > 5 and phase["p95_ms"] for phase in phases)
+
+
 @pytest.mark.parametrize(
     "name",
     ["strip-tokens", *(pytest.param(name, marks=pytest.mark.slow) for name in ("send-twice", "lose-acknowledged"))],
