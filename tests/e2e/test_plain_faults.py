@@ -82,22 +82,21 @@ def test_a_frozen_or_killed_replica_costs_no_reader_an_error(
 def test_a_replica_that_was_away_for_too_long_is_cloned_once(plain: Stack, product: tuple[int, list[int]]) -> None:
     """The primary keeps a bounded log for it; beyond that its slot is lost, and its next start says so."""
     files = identify_files(plain, "replica-1")
-    plain.compose("stop", "replica-1")
     plain.sql("primary", "alter system set max_slot_wal_keep_size = '16MB'")
     plain.sql("primary", "select pg_reload_conf()")
+    plain.compose("stop", "replica-1")
     try:
-        for _ in range(4):
+        for _ in range(10):  # what the primary keeps for everybody (wal_keep_size) has to be used up, too
             plain.sql("primary", "select pg_logical_emit_message(false, 'e2e', repeat('x', 20000000))")
-            plain.sql("primary", "select pg_switch_wal()")
         plain.sql("primary", "checkpoint")
         slot = "select wal_status from pg_replication_slots where slot_name = 'replica_1'"
         wait_for(lambda: plain.sql("primary", slot) == [["lost"]], within_s=30, what="the slot being lost")
     finally:
         plain.sql("primary", "alter system reset max_slot_wal_keep_size")
         plain.sql("primary", "select pg_reload_conf()")
+        plain.compose("start", "replica-1")
     with traffic(plain.port, plain.key, product[1]) as (commands, reads):
         commands.wait_for_more(50)
-        plain.compose("start", "replica-1")
         await_streaming(plain, "replica-1", "replica-2", within_s=90)
         commands.wait_for_more(50)
     assert reads.failures == []
