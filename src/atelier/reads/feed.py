@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import structlog
 from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import Receive, Scope, Send
@@ -20,10 +21,13 @@ from atelier.deadline import Clock, Deadline
 from atelier.errors import HistoryLostError, InvalidTokenError, NoReplicaError, OverloadedError
 from atelier.http import read_query
 from atelier.problems import ProblemError
+from atelier.reads.backlog import LIMIT_BYTES, Backlog
 from atelier.reads.tail import Change, ChangeTail
 from atelier.reads.wait import admit
-from atelier.token import CausalToken, TokenKeys
+from atelier.token import CausalToken, Standing, TokenKeys
 from atelier.topology.monitor import TopologyMonitor
+
+log = structlog.get_logger(__name__)
 
 _ID = re.compile(r"(?P<position>[0-9]{1,18})\.(?P<token>[A-Za-z0-9_-]{1,100})", re.ASCII)
 _LOOK_S = 5.0
@@ -95,8 +99,8 @@ class Feed:
     async def follow(self, start: Start) -> AsyncGenerator[bytes, None]:
         """The stream of one subscriber: events, and a comment as a heartbeat where there are none."""
         self._subscribers += 1
-        joined_at, position, last_id = self._tail.join(), start.position, self._make_id(start.position, start.token)
-        was_live = False
+        joined_at, position, token = self._tail.join(), start.position, start.token
+        last_id, was_live = self._make_id(position, token), False
         try:
             yield b"retry: 1000\n: follows %s\n\n" % last_id.encode()
             while not self._tail.is_closing:
@@ -107,8 +111,10 @@ class Feed:
                     return
                 moved = self._tail.moved
                 changes = await self._read_after(position)
+                self._check(token)
                 if changes:
-                    position, last_id = changes[-1].position, self._make_id(changes[-1].position, changes[-1].token)
+                    position, token = changes[-1].position, changes[-1].token
+                    last_id = self._make_id(position, token)
                     yield self._write(changes)
                     continue
                 was_live = was_live or head is not None
@@ -124,6 +130,11 @@ class Feed:
             self._tail.leave()
 
     @property
+    def clock(self) -> Clock:
+        """What measures it."""
+        return self._clock
+
+    @property
     def send_s(self) -> float:
         """How long a subscriber may take nothing."""
         return self._limits.send_s
@@ -135,6 +146,17 @@ class Feed:
         except NoReplicaError:
             await asyncio.sleep(0.1)
             return []
+
+    def _check(self, token: CausalToken) -> None:
+        """Makes sure that what this subscriber was told last, perhaps by another process, is part of the history.
+
+        After reading on, not before: whatever was read is of a history that is known here by then.
+
+        Raises:
+            HistoryLostError: a failover may have thrown it away.
+        """
+        if self._monitor.snapshot.judge(token) is Standing.LOST:
+            raise HistoryLostError
 
     def _write(self, changes: Sequence[Change]) -> bytes:
         sealed: dict[CausalToken, str] = {}
@@ -152,15 +174,19 @@ class Feed:
 class EventStream:
     """An endless answer, as plain ASGI: the framework's own streams neither bound a send nor notice a client leave."""
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None], *, send_s: float) -> None:
-        """Takes what to send, and how long one send may take."""
+    def __init__(self, chunks: AsyncGenerator[bytes, None], *, send_s: float, clock: Clock) -> None:
+        """Takes what to send, and how long a client may take nothing of it."""
         self._chunks = chunks
         self._send_s = send_s
+        self._clock = clock
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends until the stream ends, the client leaves, or takes nothing any more."""
+        client = scope.get("client")
+        # The server writes the port as text, others as a number.
+        backlog = Backlog((client[0], int(client[1])), clock=self._clock) if client else None
         gone = asyncio.create_task(_wait_until_gone(receive))
-        sending = asyncio.create_task(self._send_all(send))
+        sending = asyncio.create_task(self._send_all(send, backlog))
         try:
             await asyncio.wait({gone, sending}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -168,18 +194,32 @@ class EventStream:
                 task.cancel()
             await asyncio.gather(gone, sending, return_exceptions=True)
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, send: Send, backlog: Backlog | None) -> None:
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-store"),
             (b"x-accel-buffering", b"no"),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        sent_bytes = 0
         async with aclosing(self._chunks) as chunks:
             async for chunk in chunks:
                 async with asyncio.timeout(self._send_s):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                sent_bytes += len(chunk)
+                # To look is cheap, to find what to look at is not: most subscribers never get so far.
+                if backlog is not None and sent_bytes > LIMIT_BYTES:
+                    await self._let_it_take(backlog)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _let_it_take(self, backlog: Backlog) -> None:
+        """Produces nothing more until the client has taken most of what there is; cuts one that takes nothing."""
+        try:
+            await backlog.wait_until_taken(self._send_s)
+        except TimeoutError:
+            log.info("feed_subscriber_cut", stalled_s=self._send_s)
+            backlog.cut()
+            raise
 
 
 def build_feed_handler(feed: Feed) -> HTTPRouteHandler:
@@ -189,7 +229,7 @@ def build_feed_handler(feed: Feed) -> HTTPRouteHandler:
     async def follow_changes(request: Request[Any, Any, Any]) -> EventStream:
         query = read_query(request.scope["query_string"], frozenset({"after"}))
         start = await feed.find_start(request.headers.get("last-event-id") or query.get("after"))
-        return EventStream(feed.follow(start), send_s=feed.send_s)
+        return EventStream(feed.follow(start), send_s=feed.send_s, clock=feed.clock)
 
     return follow_changes
 

@@ -123,7 +123,7 @@ class ChangeTail:
         self._followers -= 1
         if not self._followers:
             self._wanted.clear()
-            self.head = None
+            self.head = self._seen = None
             self._recent.clear()
 
     def check(self, joined_at: int) -> None:
@@ -173,7 +173,10 @@ class ChangeTail:
         return bool(changes)
 
     def _learn(self, changes: Sequence[Change], token: CausalToken) -> None:
-        self._seen = token
+        # An answer without changes tells nothing, and may come from a node that is further behind than the last one:
+        # it must not make what was told already look as if it had survived.
+        if changes or self._seen is None:
+            self._seen = token
         if not changes:
             return
         for change in changes:

@@ -1,0 +1,249 @@
+"""Who follows the change feed too slowly, or for too many: bounded, told, and nothing is lost by going on."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from types import SimpleNamespace
+
+import asyncpg
+import psutil
+import pytest
+
+from atelier.deadline import Deadline
+from atelier.embedded.cluster import EmbeddedCluster
+from atelier.errors import OverloadedError
+from atelier.lsn import Lsn
+from atelier.reads.backlog import Backlog
+from atelier.reads.feed import EventStream, Feed, FeedLimits, Start
+from atelier.reads.tail import Change, ChangeTail
+from atelier.token import CausalToken, History, TokenKeys
+from atelier.topology.monitor import TopologyMonitor
+from atelier.topology.sources import StaticNodes
+from tests.commands.conftest import Shop
+from tests.commands.events import Event, follow, next_about
+from tests.commands.writing import settings_of
+from tests.support import Service
+
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
+
+
+@asynccontextmanager
+async def open_feed(cluster: EmbeddedCluster, **limits: float) -> AsyncIterator[Feed]:
+    """The feed in the test's own process, with bounds of its own."""
+    settings, clock = settings_of(cluster), time.monotonic
+    monitor = TopologyMonitor(settings, StaticNodes(settings.nodes), clock=clock)
+    tail = ChangeTail(settings, monitor, clock=clock)
+    async with monitor, tail:
+        await monitor.wait_until(lambda seen: len(seen.replicas) == 2, Deadline.after(15, clock))
+        yield Feed(tail, monitor, TokenKeys(settings.token_keys), clock=clock, limits=FeedLimits(**limits))
+
+
+async def begin(feed: Feed) -> AsyncGenerator[bytes, None]:
+    """A subscription from now on."""
+    return feed.follow(await feed.find_start(None))
+
+
+def read_events(chunk: bytes) -> list[Event]:
+    """The events of a piece of the stream."""
+    events = []
+    for block in chunk.decode().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.split("\n") if line and not line.startswith(":"))
+        if "data" in fields:
+            events.append(Event(fields.get("id", ""), fields["event"], json.loads(fields["data"])))
+    return events
+
+
+def versions_of(events: list[Event], sku_id: int) -> list[int]:
+    """The versions of a SKU among events."""
+    return [event.data["version"] for event in events if event.data.get("sku_id") == sku_id]
+
+
+async def until(condition) -> None:
+    """Waits until something came true."""
+    async with asyncio.timeout(15):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def pull_until(chunks: AsyncIterator[bytes], sku_id: int, version: int) -> list[int]:
+    """Takes from a stream up to a version of a SKU; gives all versions of it that came."""
+    seen: list[int] = []
+    async with asyncio.timeout(15):
+        while version not in seen:
+            seen += versions_of(read_events(await anext(chunks)), sku_id)
+    return seen
+
+
+async def test_subscriber_that_falls_behind_is_cut_with_the_id_to_go_on_from(
+    shop: Shop, cluster: EmbeddedCluster
+) -> None:
+    """Up to date first, then it takes nothing while thirty changes come: a last event says why, and loses nothing."""
+    [sku_id] = await shop.stocked(0)
+    async with open_feed(cluster, behind=10) as feed:
+        async with aclosing(await begin(feed)) as chunks:
+            assert (await anext(chunks)).startswith(b"retry: 1000\n")
+            await until(lambda: feed._tail.head is not None)
+            await shop.adjust(sku_id, 1)
+            await pull_until(chunks, sku_id, 2)
+            waiting = asyncio.create_task(pull_until(chunks, sku_id, 3))
+            await shop.adjust(sku_id, 1)
+            seen = await waiting
+            for _ in range(30):
+                await shop.adjust(sku_id, 1)
+            await until(lambda: 33 in [change.fields["version"] for change in feed._tail._recent])
+            rest = [event async for chunk in chunks for event in read_events(chunk)]
+        end = rest.pop()
+        assert (end.name, end.data["reason"]) == ("end", "too-slow")
+    seen += versions_of(rest, sku_id)
+    async with follow(shop.http, end.data["last_event_id"]) as events:
+        while seen[-1] < 33:
+            seen.append((await next_about(events, sku_id=sku_id)).data["version"])
+    assert seen == list(range(3, 34))
+
+
+async def test_subscriber_from_long_ago_may_catch_up_at_its_own_pace(shop: Shop, cluster: EmbeddedCluster) -> None:
+    """Being behind is no fault of who was never up to date: it reads from the table, and is not cut."""
+    [sku_id] = await shop.stocked(0)
+    async with follow(shop.http) as events:
+        await shop.adjust(sku_id, 1)
+        first = await next_about(events, sku_id=sku_id)
+        for _ in range(30):
+            await shop.adjust(sku_id, 1)
+        await next_about(events, sku_id=sku_id, version=32)
+    async with open_feed(cluster, behind=10) as feed, aclosing(feed.follow(await feed.find_start(first.id))) as chunks:
+        await anext(chunks)
+        await until(lambda: feed._tail.head is not None)
+        assert await pull_until(chunks, sku_id, 32) == list(range(3, 33))
+
+
+async def test_one_subscriber_too_many_is_refused(cluster: EmbeddedCluster) -> None:
+    """503 with Retry-After, instead of slowing down those that are there."""
+    async with open_feed(cluster, subscribers=1) as feed:
+        start = await feed.find_start(None)
+        async with aclosing(feed.follow(start)) as chunks:
+            await anext(chunks)
+            with pytest.raises(OverloadedError):
+                await feed.find_start(None)
+        await feed.find_start(None)
+
+
+async def test_quiet_stream_shows_that_it_is_alive(cluster: EmbeddedCluster) -> None:
+    """A comment now and then, which clients pass over."""
+    async with (
+        open_feed(cluster, heartbeat_s=0.1) as feed,
+        aclosing(feed.follow(await feed.find_start(None))) as chunks,
+    ):
+        async with asyncio.timeout(10):
+            while await anext(chunks) != b": heartbeat\n\n":
+                pass
+
+
+async def test_subscriber_that_takes_nothing_at_all_is_let_go() -> None:
+    """Not even the last event can be told to a connection that stands still: it ends, and so does its generator."""
+    ended = asyncio.Event()
+
+    async def chunks():
+        try:
+            while True:
+                yield b"data: {}\n\n"
+        finally:
+            ended.set()
+
+    async def send(message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async def receive():
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(5):
+        await EventStream(chunks(), send_s=0.05, clock=time.monotonic)({}, receive, send)
+    assert ended.is_set()
+
+
+async def test_backlog_is_what_the_client_has_not_taken() -> None:
+    """A server that queues without a word is stopped by what the kernel says of the connection, and cut by it."""
+    accepted: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+    server = await asyncio.start_server(lambda _, writer: accepted.put_nowait(writer), "127.0.0.1", 0)
+    reader, client = await asyncio.open_connection(*server.sockets[0].getsockname(), limit=4096)
+    writer = await accepted.get()
+    backlog = Backlog(client.get_extra_info("sockname"), clock=time.monotonic)
+    await backlog.wait_until_taken(0.0)
+    writer.write(bytes(16_000_000))
+    with pytest.raises(TimeoutError):
+        await backlog.wait_until_taken(0.3)
+    taking = asyncio.create_task(reader.readexactly(16_000_000))
+    async with asyncio.timeout(10):
+        await backlog.wait_until_taken(5.0)
+        await taking
+    backlog.cut()
+    assert await reader.read() == b""
+    writer.transport.abort()
+    await until(writer.transport.is_closing)
+    await backlog.wait_until_taken(0.0)
+    client.close()
+    server.close()
+
+
+class OtherHistory:
+    """A tail that has only ever seen the history behind a fork; it knows nothing of what others told before."""
+
+    is_closing, head, moved = False, None, asyncio.Event()
+
+    def join(self) -> int:
+        return 0
+
+    def leave(self) -> None:
+        """Nobody counts."""
+
+    def check(self, _joined_at: int) -> None:
+        """It has lost nothing itself."""
+
+    async def read_after(self, position: int) -> list[Change]:
+        stock = {"sku_id": 1, "product_id": 1, "available": 1, "version": 1}
+        return [Change(position + 1, "stock", stock, CausalToken(7, 2, Lsn(50)))]
+
+
+@pytest.mark.parametrize(("told_at", "reason"), [(40, "history-lost"), (30, None)])
+async def test_subscriber_of_a_process_that_saw_more_is_told_what_was_lost(told_at: int, reason: str | None) -> None:
+    """Positions repeat behind a fork: who was told more, by whomever, does not go on as if nothing were missing."""
+    keys, history = TokenKeys((bytes(32),)), History(7, 2, ((1, Lsn(30)),))
+    monitor = SimpleNamespace(snapshot=SimpleNamespace(judge=history.judge))
+    feed = Feed(OtherHistory(), monitor, keys, clock=time.monotonic, limits=FeedLimits())
+    async with aclosing(feed.follow(Start(4, CausalToken(7, 1, Lsn(told_at))))) as chunks:
+        first = await anext(chunks)
+        [event] = read_events(await anext(chunks))
+    assert event.data.get("reason") == reason
+    if reason:
+        assert f": follows {event.data['last_event_id']}\n".encode() in first
+
+
+@pytest.mark.slow
+async def test_subscriber_that_reads_nothing_costs_no_memory_and_is_cut(
+    service: Service, cluster: EmbeddedCluster
+) -> None:
+    """Over a real connection, with 60 MB of changes for it: the process grows by little, and lets it go in the end."""
+    host, port = service.url.removeprefix("http://").split(":")
+    worker = next(p for p in psutil.Process(service.process.pid).children() if p.memory_info().rss > 40_000_000)
+    before = worker.memory_info().rss
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect((host, int(port)))
+        deaf.sendall(b"GET /changes HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert deaf.recv(12) == b"HTTP/1.1 200"
+        own = deaf.getsockname()
+        admin = await asyncpg.connect(cluster.superuser_dsn(cluster.primary.name), database="atelier")
+        await admin.execute(
+            "insert into atelier.outbox (position, topic, kind, product_id, sku_id, available, version) "
+            "select atelier.draw_outbox_position(), 'stock', 'updated', 1, 2, 3, n from generate_series(1, 200000) as n"
+        )
+        await admin.close()
+        grown = 0
+        async with asyncio.timeout(60):
+            while any(c.raddr and tuple(c.raddr) == own for c in worker.net_connections("tcp")):
+                grown = max(grown, worker.memory_info().rss - before)
+                await asyncio.sleep(0.1)
+    assert grown < 30_000_000
