@@ -1,9 +1,12 @@
 """The rate limit of a key: off unless set, told in headers, shared among processes."""
 
+import httpx
 import pytest
 
 from atelier.access.rate import RateLimit, RateLimiter
+from atelier.embedded.cluster import EmbeddedCluster
 from atelier.problems import ProblemError
+from tests.commands.conftest import Shop, serving
 
 
 def test_no_limit_says_nothing() -> None:
@@ -42,3 +45,23 @@ def test_processes_share_the_limit_in_equal_parts() -> None:
         limiter.take(1)
     with pytest.raises(ProblemError):
         limiter.take(1)
+
+
+@pytest.mark.anyio
+@pytest.mark.cluster
+async def test_rate_of_a_key_holds_over_http_and_over_processes(cluster: EmbeddedCluster) -> None:
+    """429 with Retry-After and nothing done; what is left stands in every answer before. Reads are not counted."""
+    settings = {"ATELIER_RATE_PER_S": "1", "ATELIER_RATE_BURST": "20", "ATELIER_WORKERS": "2"}
+    async with serving(cluster, **settings) as service:
+        headers = {"Authorization": f"Bearer {service.key}"}
+        async with httpx.AsyncClient(base_url=service.url, headers=headers, timeout=30) as http:
+            answers = [await Shop(http).adjust(2**62, 1) for _ in range(40)]
+            assert (await http.get("/products")).status_code == 200
+    passed = [answer for answer in answers if answer.status_code == 404]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert len(passed) + len(refused) == 40
+    # One process alone lets its half pass; both together let all of it, and what came back meanwhile.
+    assert 10 <= len(passed) <= 30
+    assert all("RateLimit" in answer.headers for answer in passed)
+    assert {answer.json()["type"] for answer in refused} == {"/problems/too-many-requests"}
+    assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)

@@ -12,19 +12,24 @@ from atelier.problems import ProblemError
 from atelier.writes import dispatch, inventory
 from atelier.writes.commands import (
     ConfirmReservation,
+    DeleteProduct,
+    PatchProduct,
+    ProductPatch,
     ReleaseReservation,
+    ReplaceRelated,
     Reservation,
     ReservationLine,
     ReserveStock,
+    VersionMatch,
 )
 from atelier.writes.envelope import Receipt
 from atelier.writes.idempotency import Unclaimed
 from atelier.writes.policy import WritePolicy
 from atelier.writes.service import WriteService
-from tests.commands.conftest import Shop, new_key
+from tests.commands.conftest import Shop, broken_shelves, new_key, product, style
 from tests.commands.writing import adjustment, make_order, open_writes, settings_of
 
-pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
 # Small batches and several lanes, so that transactions really meet.
 CROWDED = WritePolicy(lanes=4, largest_batch=3, sweep_interval_s=0.01)
@@ -42,22 +47,6 @@ def reserving(*lines: tuple[int, int], ttl_seconds: int = 300) -> ReserveStock:
     return ReserveStock(Reservation([ReservationLine(sku_id, quantity) for sku_id, quantity in lines], ttl_seconds))
 
 
-async def broken_shelves(database: asyncpg.Connection, skus: Sequence[int]) -> list[asyncpg.Record]:
-    """The SKUs that break an invariant: bounds, ledger, or what their pending reservations add up to."""
-    return await database.fetch(
-        """
-        select * from (
-            select sku_id, on_hand, reserved,
-                   (select coalesce(sum(delta), 0) from stock_movement as m where m.sku_id = stock.sku_id) as ledger,
-                   (select coalesce(sum(quantity), 0) from reservation_line as l join reservation using (reservation_id)
-                     where l.sku_id = stock.sku_id and state = 'pending') as pending
-              from stock where sku_id = any($1)) as seen
-         where reserved < 0 or reserved > on_hand or ledger <> on_hand or pending <> reserved
-        """,
-        skus,
-    )
-
-
 async def test_sixty_four_clients_sell_exactly_what_there_is(shop: Shop, database: asyncpg.Connection) -> None:
     """1,000 units, 1,280 attempts over HTTP: exactly 1,000 sold, the rest refused, nothing left."""
     [sku_id] = await shop.stocked(1_000)
@@ -71,18 +60,29 @@ async def test_sixty_four_clients_sell_exactly_what_there_is(shop: Shop, databas
     assert await broken_shelves(database, [sku_id]) == []
 
 
-async def run_mix(services: Sequence[WriteService], skus: Sequence[int], *, seed: int, commands: int) -> int:
-    """Sends a mix with crossing lines to several writing processes at once; returns how many were done."""
+async def run_mix(
+    services: Sequence[WriteService], skus: Sequence[int], *, seed: int, commands: int, doomed: Sequence[int] = ()
+) -> int:
+    """Sends a mix with crossing lines to several writing processes at once; returns how many were done.
+
+    Args:
+        services: the processes.
+        skus: what the commands are about.
+        seed: of the mix.
+        commands: how many.
+        doomed: products that are changed and deleted meanwhile, each as soon as none of it is reserved.
+    """
     dice, held = random.Random(seed), list[int]()
 
     async def send() -> int:
-        command = _draw(dice, held, skus)
+        command = _draw_product(dice, doomed) if doomed and dice.random() < 0.15 else _draw(dice, held, skus)
         receipt = await dice.choice(services).submit(make_order(command, within_s=30))
         assert isinstance(receipt, Receipt)
-        assert receipt.outcome.status in (200, 201, 404, 409), receipt.outcome.body
-        if receipt.outcome.status == 201:
+        expected = {200, 201, 204, 404, 409} | ({400} if isinstance(command, ReplaceRelated) else set())
+        assert receipt.outcome.status in expected, receipt.outcome.body
+        if isinstance(command, ReserveStock) and receipt.outcome.status == 201:
             held.append(int(receipt.outcome.headers["Location"].rsplit("/", 1)[1]))
-        return receipt.outcome.status in (200, 201)
+        return receipt.outcome.status in (200, 201, 204)
 
     async def send_many() -> int:
         return sum([await send() for _ in range(commands // 40)])
@@ -99,6 +99,16 @@ def _draw(dice: random.Random, held: list[int], skus: Sequence[int]):
         return adjustment(*((sku_id, dice.choice((-1, 1)) * quantity) for sku_id, quantity in lines))
     chosen = dice.choice(held)
     return ConfirmReservation(chosen) if kind < 0.75 else ReleaseReservation(chosen)
+
+
+def _draw_product(dice: random.Random, doomed: Sequence[int]):
+    product_id, other = dice.sample(doomed, 2)
+    kind = dice.random()
+    if kind < 0.2:
+        return DeleteProduct(product_id, VersionMatch())
+    if kind < 0.6:
+        return ReplaceRelated(product_id, [other, product_id, other], VersionMatch())
+    return PatchProduct(product_id, ProductPatch(slogan="still here"), VersionMatch())
 
 
 async def count_deadlocks(database: asyncpg.Connection) -> int:
@@ -120,6 +130,39 @@ async def test_no_mix_of_commands_and_expiry_ever_deadlocks(
     assert done > 400
     assert await count_deadlocks(database) == before
     assert await broken_shelves(database, skus) == []
+
+
+async def test_no_mix_with_deleted_products_ever_deadlocks(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
+) -> None:
+    """Products go, and change the lists of others, while their SKUs are reserved, sold and given back elsewhere."""
+    products = [await make_product(shop, 200, 200) for _ in range(24)]
+    skus = [sku_id for _, ids in products for sku_id in ids]
+    doomed = [product_id for product_id, _ in products]
+    for product_id, other in zip(doomed, doomed[1:] + doomed[:1], strict=True):
+        assert (await shop.send("PUT", f"/products/{product_id}/related", [other])).status_code == 200
+    before = await count_deadlocks(database)
+    async with open_writes(settings_of(cluster), CROWDED) as one, open_writes(settings_of(cluster), CROWDED) as two:
+        expiring = asyncio.create_task(expire_some(database, skus, at_once=60))
+        done = await run_mix([one, two], skus, seed=13, commands=1_200, doomed=doomed)
+        expiring.cancel()
+    assert done > 200
+    assert await count_deadlocks(database) == before
+    assert await broken_shelves(database, skus) == []
+    left = await database.fetchval("select count(*) from product where id = any($1)", doomed)
+    assert left < len(doomed), "nothing was ever deleted"
+    orphans = "select count(*) from reservation_line join reservation using (reservation_id) where sku_id = any($1) "
+    assert not await database.fetchval(
+        orphans + "and state = 'pending' and sku_id not in (select sku_id from stock)", skus
+    )
+
+
+async def make_product(shop: Shop, *quantities: int) -> tuple[int, list[int]]:
+    """A product: its id, and those of its SKUs."""
+    made = await shop.post("/products", product(styles=[style(*quantities)]))
+    assert made.status_code == 201, made.text
+    [one] = (await shop.read(f"/products/{made.json()['id']}/styles", made)).json()["results"]
+    return made.json()["id"], [int(sku_id) for sku_id in one["skus"]]
 
 
 async def test_control_locks_in_arrival_order_do_deadlock(
@@ -147,7 +190,7 @@ async def test_control_locks_in_arrival_order_do_deadlock(
     assert await broken_shelves(database, skus) == []
 
 
-async def expire_some(database: asyncpg.Connection, skus: Sequence[int]) -> None:
+async def expire_some(database: asyncpg.Connection, skus: Sequence[int], *, at_once: int = 3) -> None:
     """Makes pending reservations due, again and again."""
     while True:
         await database.execute(
@@ -155,10 +198,11 @@ async def expire_some(database: asyncpg.Connection, skus: Sequence[int]) -> None
             update reservation set expires_at = clock_timestamp()
              where reservation_id in (
                 select reservation_id from reservation join reservation_line using (reservation_id)
-                 where state = 'pending' and sku_id = any($1) order by random() limit 3
+                 where state = 'pending' and sku_id = any($1) order by random() limit $2
                  for update of reservation skip locked)
             """,
             skus,
+            at_once,
         )
         await asyncio.sleep(0.02)
 
