@@ -15,13 +15,13 @@ from tests.commands.conftest import new_key
 from tests.commands.writing import ACTOR, adjustment, make_order, open_writes, settings_of
 from tests.support import role_dsn, running_cluster
 
-pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
 QUORUM = WritePolicy(quorum=1)
 
 
 @pytest.fixture(scope="module")
-def own() -> Iterator[EmbeddedCluster]:
+def own(soak_round: int) -> Iterator[EmbeddedCluster]:
     """A cluster of this module's own, whose primary waits for one of its two standbys."""
     with running_cluster() as cluster:
         asyncio.run(configure(cluster, "ANY 1 (pg2, pg3)"))
@@ -100,6 +100,29 @@ async def test_replayed_answer_waits_for_the_quorum_too(own: EmbeddedCluster) ->
         assert await settle(service, sku_id, key)
 
 
+async def test_commit_whose_wait_for_the_quorum_was_cancelled_is_no_success(own: EmbeddedCluster) -> None:
+    """The server reports success with no more than a WARNING: the commit is here, and perhaps nowhere else."""
+    sku_id, key = await make_sku(own), new_key()
+    admin = await asyncpg.connect(own.superuser_dsn(own.primary.name))
+    waiting = "select pid from pg_stat_activity where wait_event = 'SyncRep' and application_name = 'atelier-writes'"
+    async with open_writes(settings_of(own), QUORUM) as service:
+        await service.submit(make_order(adjustment((sku_id, 1))))
+        freeze(own)
+        try:
+            submitting = asyncio.create_task(service.submit(make_order(adjustment((sku_id, 1)), key=key)))
+            async with asyncio.timeout(10):
+                while not submitting.done():
+                    for row in await admin.fetch(waiting):
+                        await admin.execute("select pg_cancel_backend($1)", row["pid"])
+                    await asyncio.sleep(0.05)
+            with pytest.raises(OutcomeUnknownError):
+                await submitting
+        finally:
+            thaw(own)
+        assert await settle(service, sku_id, key)
+    await admin.close()
+
+
 async def test_primary_that_waits_for_nobody_carries_no_quorum_commands(own: EmbeddedCluster) -> None:
     """Checked on the connection, because a promoted node may have been set up otherwise."""
     sku_id = await make_sku(own)
@@ -110,6 +133,51 @@ async def test_primary_that_waits_for_nobody_carries_no_quorum_commands(own: Emb
                 await service.submit(make_order(adjustment((sku_id, 1)), within_s=1.0))
     finally:
         await configure(own, "ANY 1 (pg2, pg3)")
+
+
+async def test_commands_go_on_when_a_primary_that_was_read_only_takes_writes_again(own: EmbeddedCluster) -> None:
+    """25006 under open connections: refused as "no primary", never kept in the pool, and done once when it is over."""
+    sku_id = await make_sku(own)
+    keys = [new_key() for _ in range(10)]
+    async with open_writes(settings_of(own), QUORUM) as service:
+        await service.submit(make_order(adjustment((sku_id, 1))))
+        sessions = await list_sessions(own)
+        await set_read_only(own, read_only=True)
+        try:
+            order = make_order(adjustment((sku_id, 1)), key=keys[0], within_s=1.0)
+            with pytest.raises((PrimaryUnavailableError, OutcomeUnknownError)):
+                await service.submit(order)
+            assert order.notes["attempts"] > 1
+            sending = [asyncio.create_task(settle(service, sku_id, key)) for key in keys]
+        finally:
+            await set_read_only(own, read_only=False)
+        assert await asyncio.gather(*sending) == [False] * 10
+        async with asyncio.timeout(10):
+            while sessions & await list_sessions(own):
+                await asyncio.sleep(0.05)
+    connection = await asyncpg.connect(role_dsn(own, "writer"))
+    assert await connection.fetchval("select on_hand from stock where sku_id = $1", sku_id) == 11
+    await connection.close()
+
+
+async def set_read_only(cluster: EmbeddedCluster, *, read_only: bool) -> None:
+    """Makes every transaction on the primary read-only, as on one that is being taken down, and waits until it is."""
+    admin = await asyncpg.connect(cluster.superuser_dsn(cluster.primary.name))
+    value = "on" if read_only else "off"
+    await admin.execute(f"alter system set default_transaction_read_only = {value}")
+    await admin.execute("select pg_reload_conf()")
+    async with asyncio.timeout(10):
+        while await admin.fetchval("show default_transaction_read_only") != value:
+            await asyncio.sleep(0.01)
+    await admin.close()
+
+
+async def list_sessions(cluster: EmbeddedCluster) -> set[int]:
+    """The server processes of the writing side's connections."""
+    admin = await asyncpg.connect(cluster.superuser_dsn(cluster.primary.name))
+    rows = await admin.fetch("select pid from pg_stat_activity where application_name = 'atelier-writes'")
+    await admin.close()
+    return {row["pid"] for row in rows}
 
 
 async def test_commands_go_on_after_a_failover_without_a_restart(own: EmbeddedCluster) -> None:

@@ -3,27 +3,32 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import asyncpg
+import httpx
 import pytest
 from sqlalchemy import text
 
 from atelier.deadline import Deadline
 from atelier.embedded.cluster import EmbeddedCluster
 from atelier.errors import OutcomeUnknownError, PrimaryUnavailableError
-from atelier.settings import Settings
-from atelier.topology.monitor import TopologyMonitor
-from atelier.topology.sources import StaticNodes
-from atelier.writes.failures import ConnectionLostError, translate
+from atelier.writes.failures import ConflictError, ConnectionLostError, translate
 from atelier.writes.primary import PrimaryGateway
 from atelier.writes.service import WriteService
 from atelier.writes.unit_of_work import UnitOfWork
-from tests.commands.conftest import Shop
-from tests.commands.writing import Proxy, adjustment, make_order, open_proxy, open_writes, settings_of
+from tests.commands.conftest import Shop, new_key
+from tests.commands.writing import (
+    Proxy,
+    adjustment,
+    make_order,
+    open_gateway,
+    open_proxy,
+    open_writes,
+    settings_of,
+)
 from tests.support import find_free_port
 
-pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
 
 @pytest.fixture
@@ -65,10 +70,12 @@ async def test_commit_whose_connection_broke_is_settled_by_its_key(
     [sku_id] = await shop.stocked(5)
     await writes.submit(make_order(adjustment((sku_id, 1))))
     proxy.on_commit, before = once(moment), proxy.commits
-    receipt = await writes.submit(make_order(adjustment((sku_id, 10))))
+    order = make_order(adjustment((sku_id, 10)))
+    receipt = await writes.submit(order)
     assert (receipt.outcome.status, receipt.is_replay) == (200, False)
     assert await on_hand(database, sku_id) == (16, 16)
     assert proxy.commits > before
+    assert order.notes["attempts"] > 1
 
 
 async def test_command_whose_connection_broke_before_the_commit_is_done_again(
@@ -144,6 +151,28 @@ async def test_sessions_ended_by_the_server_cost_no_command(
     assert await on_hand(database, sku_id) == (200, 200)
 
 
+async def test_look_ups_survive_sessions_that_the_server_has_ended(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster, writes: WriteService
+) -> None:
+    """A key, an outcome: asked over a connection that is dead already, and answered over another one."""
+    [sku_id] = await shop.stocked(0)
+    order = make_order(adjustment((sku_id, 1)))
+    admin = await asyncpg.connect(cluster.superuser_dsn(cluster.primary.name), database="atelier")
+    await writes.submit(order)
+    for look_up in (
+        lambda: writes.look_up_key("nobody"),
+        lambda: writes.resolve(order.actor.name, order.key),
+        lambda: shop.http.get("/commands/nothing"),
+    ):
+        await look_up()
+        await admin.fetch(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'atelier-writes'"
+        )
+        answer = await look_up()
+        assert getattr(answer, "status_code", 404) == 404
+    await admin.close()
+
+
 async def test_commits_that_never_arrive_end_in_outcome_unknown(
     shop: Shop, database: asyncpg.Connection, proxy: Proxy, writes: WriteService
 ) -> None:
@@ -162,7 +191,35 @@ async def test_primary_that_is_away_is_told_at_the_deadline(cluster: EmbeddedClu
     async with open_writes(settings_of(cluster, ATELIER_NODES=nodes)) as away:
         with pytest.raises((PrimaryUnavailableError, OutcomeUnknownError)) as caught:
             await away.submit(make_order(adjustment((1, 1)), within_s=0.5))
+        closing_s = time.monotonic()
     assert caught.type in (PrimaryUnavailableError, OutcomeUnknownError)
+    assert time.monotonic() - closing_s < 5, "what waits for a primary held up the end of the process"
+
+
+@pytest.mark.parametrize("code", ["40001", "40P01"])
+def test_conflict_with_another_transaction_may_be_tried_again(code: str) -> None:
+    """The server has rolled it back."""
+    error = asyncpg.PostgresError("")
+    error.sqlstate = code
+    assert isinstance(translate(error), ConflictError)
+
+
+async def test_client_that_hangs_up_leaves_a_whole_command_behind(shop: Shop, database: asyncpg.Connection) -> None:
+    """Over a real connection, cut while the command waits: it is carried out once, and its key tells so."""
+    [sku_id] = await shop.stocked(5)
+    key = new_key()
+    async with database.transaction():
+        await database.execute("select from stock where sku_id = $1 for update", sku_id)
+        async with httpx.AsyncClient(base_url=shop.http.base_url, headers=shop.http.headers) as leaving:
+            sending = asyncio.create_task(Shop(leaving).adjust(sku_id, 10, Idempotency_Key=key))
+            await wait_until_blocked(database)
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+    async with asyncio.timeout(15):
+        while (found := await shop.http.get(f"/commands/{key}")).status_code != 200:
+            await asyncio.sleep(0.02)
+    assert found.json()["status"] == 200
+    assert await on_hand(database, sku_id) == (15, 15)
 
 
 async def wait_until_blocked(database: asyncpg.Connection) -> None:
@@ -198,7 +255,10 @@ async def test_connection_that_is_gone_while_an_answer_waits_for_the_quorum_has_
             await uow.wait_for_quorum()
 
 
-@pytest.mark.parametrize("code", ["57P04", "58030", "XX001", "55000"])
+@pytest.mark.parametrize(
+    "code",
+    ["25006", "57P01", "57P02", "57P03", "08000", "08001", "08003", "08006", "57P04", "58030", "XX001", "55000"],
+)
 def test_server_that_cannot_work_any_more_is_a_lost_one(code: str) -> None:
     """Whatever it says in detail: no request of a client is a reason for a 500."""
     error = asyncpg.PostgresError("")
@@ -206,15 +266,32 @@ def test_server_that_cannot_work_any_more_is_a_lost_one(code: str) -> None:
     assert isinstance(translate(error), ConnectionLostError)
 
 
-@asynccontextmanager
-async def open_gateway(settings: Settings) -> AsyncIterator[PrimaryGateway]:
-    """Connections to the primary, without the service around them."""
-    async with TopologyMonitor(settings, StaticNodes(settings.nodes), clock=time.monotonic) as monitor:
-        gateway = PrimaryGateway(monitor, settings, connections=1, clock=time.monotonic)
-        try:
-            yield gateway
-        finally:
-            await gateway.close()
+async def test_no_connection_outlives_its_generation(cluster: EmbeddedCluster, database: asyncpg.Connection) -> None:
+    """Idle ones are cut at once; one in a transaction may commit, and is closed when it is given back."""
+    async with open_gateway(settings_of(cluster), connections=3) as gateway:
+        units = [open_unit(gateway) for _ in range(3)]
+        pids = []
+        for uow in units:
+            await uow.__aenter__()
+            pids += [row.pid for row in await uow.execute(text("select pg_backend_pid() as pid"))]
+        await units[0].__aexit__(None, None, None)
+        gateway.end_generation(units[0].generation)
+        await wait_until_ended(database, pids[:1])
+        await units[1].commit()
+        for uow in units[1:]:
+            await uow.__aexit__(None, None, None)
+        await wait_until_ended(database, pids)
+        async with open_unit(gateway) as uow:
+            [row] = await uow.execute(text("select pg_backend_pid() as pid"))
+        assert row.pid not in pids
+    await wait_until_ended(database, [row.pid])
+
+
+async def wait_until_ended(database: asyncpg.Connection, pids: list[int]) -> None:
+    """Waits until the server has none of these sessions any more."""
+    async with asyncio.timeout(10):
+        while await database.fetchval("select count(*) from pg_stat_activity where pid = any($1)", pids):
+            await asyncio.sleep(0.01)
 
 
 def open_unit(gateway: PrimaryGateway) -> UnitOfWork:

@@ -82,13 +82,17 @@ class Dispatcher:
             ProblemError: `idempotency-in-flight`, or `not-found` when nothing is recorded.
             AtelierError: the primary could not be asked.
         """
-        async with UnitOfWork(self._gateway, deadline) as uow:
-            found = await find_outcome(uow, owner, key)
-            if isinstance(found, InFlight):
-                raise found.refusal()
-            if found is None:
-                raise ProblemError("not-found", "Nothing is recorded under this key (yet, or any more).")
-            return Receipt(found, await self._stand_by(uow), is_replay=True)
+
+        async def look(deadline: Deadline) -> Receipt:
+            async with UnitOfWork(self._gateway, deadline) as uow:
+                found = await find_outcome(uow, owner, key)
+                if isinstance(found, InFlight):
+                    raise found.refusal()
+                if found is None:
+                    raise ProblemError("not-found", "Nothing is recorded under this key (yet, or any more).")
+                return Receipt(found, await self._stand_by(uow), is_replay=True)
+
+        return await self._gateway.try_until(deadline, look)
 
     async def _attempt(
         self, orders: Sequence[Envelope], deadline: Deadline, *, is_settling: bool

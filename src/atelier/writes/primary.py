@@ -1,11 +1,14 @@
 """Connections to the primary, whoever that is now: one engine per generation, found through the topology."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
 import asyncpg
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 
 from atelier.deadline import Clock, Deadline
 from atelier.errors import DeadlineExceededError, OverloadedError, PrimaryUnavailableError
@@ -30,11 +33,28 @@ select pg_is_in_recovery() as in_recovery, current_setting('synchronous_commit')
 """
 
 
+Found = TypeVar("Found")
+DriverConnection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+class _Pool(AsyncAdaptedQueuePool):
+    """Closes what is given back after its end. The library's own would keep it open, where nobody finds it again."""
+
+    has_ended = False
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if self.has_ended:
+            record.close()
+        else:
+            super()._do_return_conn(record)
+
+
 @dataclass(frozen=True, slots=True)
 class _Engine:
     generation: int
     node: str
     engine: AsyncEngine
+    opened: set[DriverConnection]
 
 
 class PrimaryGateway:
@@ -51,6 +71,7 @@ class PrimaryGateway:
         self.quorum = quorum
         self._current: _Engine | None = None
         self._ending: set[asyncio.Task[None]] = set()
+        self._opened: set[DriverConnection] = set()
 
     @property
     def snapshot(self) -> ClusterSnapshot:
@@ -100,6 +121,19 @@ class PrimaryGateway:
         await asyncio.sleep(_BACKOFF_S)
         await self._find_primary(deadline)
 
+    async def try_until(self, deadline: Deadline, look: Callable[[Deadline], Awaitable[Found]]) -> Found:
+        """Looks something up, again when the connection was lost under it: an idle one tells its end only when used.
+
+        Raises:
+            PrimaryUnavailableError: the deadline came first.
+            AtelierError: what `look` raised otherwise.
+        """
+        while True:
+            try:
+                return await look(deadline)
+            except ConnectionLostError:
+                await self.wait_for_another_try(deadline)
+
     async def close(self) -> None:
         """Closes all connections, also those that still wait for a commit."""
         if self._current is not None:
@@ -109,6 +143,8 @@ class PrimaryGateway:
             await asyncio.wait(self._ending, timeout=_GRACE_S)
         for task in self._ending:
             task.cancel()
+        for connection in tuple(self._opened):
+            connection.terminate()
 
     def keep_until_done(self, task: "asyncio.Task[None]") -> None:
         """Holds on to a task that outlives its request, such as a commit whose answer has not come."""
@@ -141,22 +177,30 @@ class PrimaryGateway:
             return current
         if current is not None:
             self._dispose(current)
-        self._current = _Engine(snapshot.generation, primary.name, self._make_engine(primary))
+        self._current = self._make_engine(snapshot.generation, primary)
         return self._current
 
-    def _make_engine(self, primary: NodeState) -> AsyncEngine:
-        async def open_connection() -> "asyncpg.Connection[asyncpg.Record]":
-            return await self._open(primary.address)
+    def _make_engine(self, generation: int, primary: NodeState) -> _Engine:
+        opened: set[DriverConnection] = set()
 
-        return create_async_engine(
+        async def open_connection() -> DriverConnection:
+            connection = await self._open(primary.address)
+            for register in (opened, self._opened):
+                register.add(connection)
+                connection.add_termination_listener(register.discard)
+            return connection
+
+        engine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=open_connection,
+            poolclass=_Pool,
             pool_size=self._connections,
             max_overflow=0,
             pool_timeout=self._settings.timeouts.command_ms / 1000,
         )
+        return _Engine(generation, primary.name, engine, opened)
 
-    async def _open(self, address: NodeAddress) -> "asyncpg.Connection[asyncpg.Record]":
+    async def _open(self, address: NodeAddress) -> DriverConnection:
         """Connects and checks.
 
         No command timeout: the driver would cancel a COMMIT, which under synchronous replication leaves it visible,
@@ -187,8 +231,15 @@ class PrimaryGateway:
             raise PrimaryUnavailableError("the primary is not set up to wait for its standbys")
 
     def _dispose(self, current: _Engine) -> None:
-        """Closes an engine's idle connections in the background; those in use close when they are given back."""
+        """Ends an engine: its idle connections are cut now, those in a transaction close when they are given back."""
         log.info("write_generation_ended", node=current.node, generation=current.generation)
+        pool = current.engine.pool
+        if isinstance(pool, _Pool):
+            pool.has_ended = True
+        for connection in tuple(current.opened):
+            # Without a goodbye: a server that is frozen would never answer it.
+            if not connection.is_closed() and not connection.is_in_transaction():
+                connection.terminate()
         self.keep_until_done(asyncio.create_task(_dispose_quietly(current.engine)))
 
 

@@ -100,9 +100,13 @@ class WriteService:
 
     async def look_up_key(self, prefix: str) -> KeyRecord | None:
         """Finds an API key on the primary."""
-        async with UnitOfWork(self.gateway, self.deadline()) as uow:
-            rows = await uow.execute(_LOOKUP, {"prefix": prefix})
-        return KeyRecord(**{**rows[0]._asdict(), "scopes": frozenset(rows[0].scopes)}) if rows else None
+
+        async def look_up(deadline: Deadline) -> KeyRecord | None:
+            async with UnitOfWork(self.gateway, deadline) as uow:
+                rows = await uow.execute(_LOOKUP, {"prefix": prefix})
+            return KeyRecord(**{**rows[0]._asdict(), "scopes": frozenset(rows[0].scopes)}) if rows else None
+
+        return await self.gateway.try_until(self.deadline(), look_up)
 
     def _chores(self) -> list[Chore]:
         policy = self.policy

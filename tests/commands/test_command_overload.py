@@ -1,0 +1,157 @@
+"""More commands than can be carried out, and conflicts among those that are: bounded, told at once, tried again."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import asyncpg
+import httpx
+import pytest
+
+from atelier.embedded.cluster import EmbeddedCluster
+from atelier.errors import OverloadedError
+from atelier.writes.commands import AdjustStock, CreateProduct, NewProduct
+from atelier.writes.dispatch import Dispatcher
+from atelier.writes.envelope import Envelope, Receipt
+from atelier.writes.failures import ConflictError
+from atelier.writes.inventory import change_stock
+from atelier.writes.policy import WritePolicy
+from atelier.writes.service import weigh
+from atelier.writes.unit_of_work import UnitOfWork
+from tests.commands.conftest import Shop, product
+from tests.commands.writing import adjustment, make_order, open_gateway, open_writes, settings_of
+
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
+
+
+async def wait_until_blocked(database: asyncpg.Connection, sessions: int) -> None:
+    """Waits until so many sessions wait for a lock; asked of the locks, which are seen as they are also from within."""
+    async with asyncio.timeout(10):
+        while await database.fetchval("select count(distinct pid) from pg_locks where not granted") < sessions:
+            await asyncio.sleep(0.01)
+
+
+async def test_commands_beyond_the_bounded_queue_are_refused_at_once_over_http(
+    shop: Shop, database: asyncpg.Connection
+) -> None:
+    """All lanes stand before a lock and two hundred wait: the others get 503 with Retry-After, long before the lock."""
+    policy = WritePolicy()
+    made = await shop.post("/products", product())
+    path, room = f"/products/{made.json()['id']}", policy.catalogue_lanes + policy.catalogue_queue_limit
+    many = httpx.AsyncClient(
+        base_url=shop.http.base_url, headers=shop.http.headers, timeout=30, limits=httpx.Limits(max_connections=None)
+    )
+    async with many:
+        shop, locking = Shop(many), database.transaction()
+        await locking.start()
+        await database.execute("select from product where id = $1 for update", made.json()["id"])
+        sending = [asyncio.create_task(shop.send("PATCH", path, {"slogan": "x"})) for _ in range(room)]
+        await wait_until_blocked(database, policy.catalogue_lanes)
+        refused, deadline_s = [], time.monotonic() + 5
+        while not refused:
+            assert time.monotonic() < deadline_s, "nobody was refused"
+            answers = await asyncio.gather(*(hurried(shop, path) for _ in range(8)))
+            refused = [answer for answer in answers if answer is not None]
+        assert not any(task.done() for task in sending)
+        for answer in refused:
+            assert (answer.status_code, answer.json()["type"]) == (503, "/problems/overloaded")
+            assert int(answer.headers["Retry-After"]) >= 1
+        await locking.rollback()
+        answers = await asyncio.gather(*sending)
+    assert {answer.status_code for answer in answers} == {200}
+
+
+async def hurried(shop: Shop, path: str):
+    """An answer that came at once, or None."""
+    try:
+        async with asyncio.timeout(0.3):
+            return await shop.send("PATCH", path, {"slogan": "y"})
+    except TimeoutError:
+        return None
+
+
+async def test_full_stock_queue_refuses_at_once_and_finishes_what_it_took(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
+) -> None:
+    """The same for inventory commands, in the process: what was refused has no effect, what was taken has one."""
+    [sku_id] = await shop.stocked(0)
+    policy = WritePolicy(lanes=1, largest_batch=1, queue_limit=5)
+    async with open_writes(settings_of(cluster), policy) as service:
+        async with database.transaction():
+            await database.execute("select from stock where sku_id = $1 for update", sku_id)
+            taken = [asyncio.create_task(service.submit(make_order(adjustment((sku_id, 1)))))]
+            await wait_until_blocked(database, 1)
+            taken += [asyncio.create_task(service.submit(make_order(adjustment((sku_id, 1))))) for _ in range(5)]
+            await asyncio.sleep(0)
+            began_s = time.monotonic()
+            for _ in range(20):
+                with pytest.raises(OverloadedError):
+                    await service.submit(make_order(adjustment((sku_id, 1))))
+            assert time.monotonic() - began_s < 0.5
+        receipts = await asyncio.gather(*taken)
+    assert {receipt.outcome.status for receipt in receipts} == {200}
+    assert await database.fetchval("select on_hand from stock where sku_id = $1", sku_id) == 6
+
+
+async def test_command_of_many_lines_waits_behind_those_of_few(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
+) -> None:
+    """Bulk came first and is carried out last."""
+    [sku_id, *many] = await shop.stocked(*[0] * 21)
+    bulk, quick = adjustment(*((one, 1) for one in many)), adjustment((sku_id, 1))
+    assert (weigh(bulk), weigh(quick)) == (WritePolicy().bulk_weight, 1)
+    assert weigh(CreateProduct(NewProduct("n", "", "", "", "1"))) == 1
+    order: list[str] = []
+
+    async def send(name: str, command: AdjustStock) -> None:
+        await service.submit(make_order(command))
+        order.append(name)
+
+    async with open_writes(settings_of(cluster), WritePolicy(lanes=1, largest_batch=1)) as service:
+        async with database.transaction():
+            await database.execute("select from stock where sku_id = $1 for update", sku_id)
+            tasks = [asyncio.create_task(send("first", quick))]
+            await wait_until_blocked(database, 1)
+            tasks += [asyncio.create_task(send("bulk", bulk)) for _ in range(2)]
+            await asyncio.sleep(0)
+            tasks += [asyncio.create_task(send("quick", quick)) for _ in range(3)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+    assert order == ["first", "quick", "quick", "quick", "bulk", "bulk"]
+
+
+async def test_conflict_is_tried_again_after_a_random_pause(shop: Shop, cluster: EmbeddedCluster) -> None:
+    """Twice a deadlock, then done: one receipt, three attempts, and the dice thrown for each pause."""
+    [sku_id] = await shop.stocked(0)
+    thrown: list[float] = []
+
+    def throw() -> float:
+        thrown.append(0.5)
+        return 0.5
+
+    async def stubborn(orders: Sequence[Envelope], uow: UnitOfWork):
+        if len(thrown) < 2:
+            raise ConflictError
+        return await change_stock(orders, uow)
+
+    order = make_order(adjustment((sku_id, 1)))
+    async with open_gateway(settings_of(cluster)) as gateway:
+        [receipt] = await Dispatcher(gateway, {AdjustStock: stubborn}, random=throw).carry_out([order])
+    assert isinstance(receipt, Receipt)
+    assert (receipt.outcome.status, order.notes["attempts"], len(thrown)) == (200, 3, 2)
+
+
+async def test_conflicts_without_end_are_given_up_at_the_deadline(shop: Shop, cluster: EmbeddedCluster) -> None:
+    """Overloaded, within the time that the client gave; nothing was done."""
+    [sku_id] = await shop.stocked(0)
+
+    async def never(_orders: Sequence[Envelope], _uow: UnitOfWork):
+        raise ConflictError
+
+    async with open_gateway(settings_of(cluster)) as gateway:
+        began_s = time.monotonic()
+        order = make_order(adjustment((sku_id, 1)), within_s=0.5)
+        [result] = await Dispatcher(gateway, {AdjustStock: never}, random=lambda: 1.0).carry_out([order])
+    assert isinstance(result, OverloadedError)
+    assert time.monotonic() - began_s < 2
+    assert order.notes["attempts"] > 3
