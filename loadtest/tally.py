@@ -48,11 +48,13 @@ class Board:
 
     Attributes:
         product_id: which it is.
+        sku_id: the one thing to buy of it, which nobody buys.
         page: the number of the page; it stays there, as nothing before it goes.
         count: how many products are on a page.
     """
 
     product_id: int
+    sku_id: int
     page: int
     count: int
 

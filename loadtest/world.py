@@ -61,7 +61,8 @@ class World:
     @property
     def all_skus(self) -> list[int]:
         """Every SKU that a run may have changed."""
-        return [*self.skus, self.canary, *(tally.sku_id for tally in self.tallies)]
+        boards = [self.board.sku_id] if self.board else []
+        return [*self.skus, self.canary, *(tally.sku_id for tally in self.tallies), *boards]
 
     @property
     def all_products(self) -> list[int]:
@@ -115,7 +116,7 @@ def _make_tallies(session: Session) -> tuple[Tally, ...]:
 
 
 def _make_board(session: Session) -> Board:
-    product_id, _ = _make_product(session, Shop(skus=1), related=[])
+    product_id, (sku_id,) = _make_product(session, Shop(skus=1), related=[])
     # Products come in the order of their ids, which may have gaps: the page is this one or an earlier one.
     low, high = 1, -(-product_id // _ON_A_PAGE)
     while low < high:
@@ -125,7 +126,7 @@ def _make_board(session: Session) -> Board:
             raise SetUpError(f"reading the list failed: {answer.status} {answer.problem or answer.error}")
         shown = answer.json()
         low, high = (middle, high) if shown and shown[0]["id"] <= product_id else (low, middle - 1)
-    return Board(product_id, low, _ON_A_PAGE)
+    return Board(product_id, sku_id, low, _ON_A_PAGE)
 
 
 def _make_product(session: Session, shop: Shop, *, related: Sequence[int]) -> tuple[int, list[int]]:

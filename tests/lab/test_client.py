@@ -92,7 +92,7 @@ def test_quantity_on_a_page_tells_the_version_where_every_command_adds_one(bench
 
 def test_slogan_in_the_list_tells_the_version_that_was_written_into_it(bench):
     """Version 8 says so; what was never written on tells nothing; what is not on its page is not there."""
-    board = Board(3, 2, 10)
+    board = Board(3, 9, 2, 10)
     pages = [
         [{"id": 2, "slogan": "x"}, {"id": 3, "slogan": slogan}] for slogan in (write_slogan(8), "Made to be tested")
     ]
