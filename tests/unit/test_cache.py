@@ -361,6 +361,19 @@ async def test_new_primary_ends_what_was_kept(desk: Desk) -> None:
     assert desk.cache.find(PRODUCT, desk.ask()) is None
 
 
+async def test_position_beyond_a_fork_vouches_for_nothing(desk: Desk) -> None:
+    """A replica that still follows the old primary has a high position, of a history that is lost."""
+    desk.world.fail_over(0)
+    desk.world.observe_primary()
+    again = Source("a", desk.world.replicas["a"].started_at, 3, desk.world.now_s)
+    desk.cache.begin(again)
+    await desk.fetch(PRODUCT)
+    token = desk.world.commit("product", 1)  # the new primary's, which this replica has not
+    assert desk.cache.find(PRODUCT, desk.ask("causal", at(3))) is not None
+    desk.cache.learn(again, News(head=5, coherent=at(5)), desk.world.now_s)
+    assert desk.cache.find(PRODUCT, desk.ask("causal", token)) is None
+
+
 @pytest.mark.parametrize("wrong", [{"floor": 4}, {"started": 1}, {"in_recovery": False}])
 async def test_feed_with_a_gap_ends_what_its_node_answered(desk: Desk, wrong: dict[str, Any]) -> None:
     """Changes that were pruned unheard, another start of the server, a promotion."""
