@@ -20,6 +20,8 @@ _PAYLOAD = struct.Struct(">BBQIQ")
 _MAC_BYTES = 16
 _VERSION = 1
 _BY_REPLICA = 0b1
+# Texts of tokens that are kept at hand.
+_KEPT = 256
 _TEXT_LENGTH = 51  # base64url of 22 payload and 16 MAC bytes, without padding
 
 
@@ -107,14 +109,17 @@ class TokenKeys:
         if not keys or any(len(key) < 32 for key in keys):
             raise ValueError("token keys: at least one of at least 32 bytes")
         self._keys = keys
-        self._last: tuple[CausalToken, str] | None = None
+        self._sealed: dict[CausalToken, str] = {}
 
     def seal(self, token: CausalToken) -> str:
         """Writes a token as the text that goes to a client."""
-        # Answers that follow one another mostly stand at one position, and sealing it costs more than looking.
-        if self._last is None or self._last[0] != token:
-            self._last = (token, self._write(token))
-        return self._last[1]
+        # Answers that follow one another mostly stand at a few positions, and sealing one costs more than looking.
+        text = self._sealed.get(token)
+        if text is None:
+            if len(self._sealed) >= _KEPT:
+                self._sealed.clear()
+            text = self._sealed[token] = self._write(token)
+        return text
 
     def _write(self, token: CausalToken) -> str:
         flags = _BY_REPLICA if token.minted_by_replica else 0

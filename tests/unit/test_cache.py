@@ -159,6 +159,16 @@ async def test_token_of_an_answer_from_memory_contains_the_one_that_was_sent(des
     assert found.answer.token == at(7)
 
 
+async def test_who_sends_no_token_gets_the_position_that_the_answer_stands_at(desk: Desk) -> None:
+    """All answers of a node stand at one position, so that it is sealed once; one that has seen more says so."""
+    await desk.fetch(PRODUCT, None, lambda: _ready(desk.document(b"1", seen=1)))
+    await desk.fetch(RELATED, None, lambda: _ready(desk.document(b"1", seen=4)))
+    for key, position in ((PRODUCT, 3), (RELATED, 4)):
+        found = desk.cache.find(key, desk.ask())
+        assert found is not None
+        assert found.answer.token == at(position)
+
+
 @pytest.mark.parametrize("token", [at(1, timeline=2), CausalToken(8, 1, lsn_of(1))], ids=["unknown", "lost"])
 async def test_token_of_another_history_is_never_judged_by_memory(desk: Desk, token: CausalToken) -> None:
     """Whether it is lost is for the read to say."""

@@ -81,7 +81,7 @@ class AnswerCache:
         self._entries.touch(key)
         CACHE_HITS.count(key[0])
         DECISIONS.count(source.node, "memory")
-        answer = Answer((), source.node, "memory", lag_ms, _merge(ask.token, entry.token))
+        answer = Answer((), source.node, "memory", lag_ms, _token_of(entry, ask.token))
         return Document(entry.body, entry.tag, answer, links=entry.links)
 
     async def fetch(self, key: Key, ask: Ask, read: Callable[[], Awaitable[Document]]) -> Document:
@@ -261,11 +261,18 @@ def _why_not(entry: Entry, ask: Ask, snapshot: ClusterSnapshot, lag_ms: float | 
     return None
 
 
-def _merge(sent: CausalToken | None, seen: CausalToken) -> CausalToken:
-    """The token of an answer; mostly the one of the entry itself, whose text is at hand."""
-    if sent is None or (sent.timeline == seen.timeline and sent.lsn.bytes <= seen.lsn.bytes and seen.minted_by_replica):
-        return seen
-    return sent.merge(seen)
+def _token_of(entry: Entry, sent: CausalToken | None) -> CausalToken:
+    """The token of an answer from memory: a position that covers what it shows, and what was sent.
+
+    For who sends none it is the one that all of the node's entries stand at, so that its text is at hand. Who sends one
+    reads on with it, and gets the lowest that will do: it finds more in memory.
+    """
+    seen, coherent = entry.token, entry.source.coherent
+    if sent is not None:
+        return sent.merge(seen)
+    if coherent is not None and coherent.timeline == seen.timeline and coherent.lsn.bytes >= seen.lsn.bytes:
+        return coherent
+    return seen
 
 
 def _position_bytes(entry: Entry) -> int:
