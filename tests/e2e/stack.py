@@ -82,7 +82,7 @@ class Stack:
 
     def forget(self) -> None:
         """Removes the containers, volumes and networks."""
-        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "5")
+        self.compose("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "5")
 
     def containers(self, service: str) -> list[str]:
         """The ids of a service's running containers."""

@@ -18,8 +18,8 @@ def test_the_load_profile_drives_the_proxy_from_several_workers(plain: Stack) ->
     port = find_free_port()
     with plain.changed(ATELIER_LOAD_PORT=str(port)) as changed:
         changed.compose("--profile", "load", "build", "--quiet", "load", timeout_s=600)
-        changed.compose("--profile", "load", "up", "--wait", "--no-deps", "load", "load-worker")
         try:
+            changed.compose("--profile", "load", "up", "--wait", "--no-deps", "load", "load-worker")
             wait_for(lambda: len(ask(port, "/stats/requests")["workers"]) == 2, within_s=30, what="two workers")
             ask(port, "/swarm", user_count="20", spawn_rate="20")
             wait_for(lambda: requests(port) > 500, within_s=60, what="500 requests")
