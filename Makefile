@@ -40,8 +40,10 @@ e2e-long: .venv/.dev ## the same and more: every fault in every mode, with the f
 	@ATELIER_E2E=1 $(BIN)/python -m pytest -s tests/e2e
 
 LOAD_URL ?= http://127.0.0.1:8000
+LOAD_WEB_HOST ?= 127.0.0.1
 load: .venv/.dev ## Locust's web page, against the service that `make up` started
-	@LOADTEST_API_KEY=$${LOADTEST_API_KEY:-$$(cat .atelier/api-key)} $(BIN)/locust -f loadtest/locustfile.py --host $(LOAD_URL)
+	@export LOADTEST_API_KEY="$${LOADTEST_API_KEY:-$$(cat .atelier/api-key)}"; \
+	  $(BIN)/locust -f loadtest/locustfile.py --host $(LOAD_URL) --web-host $(LOAD_WEB_HOST)
 
 lab: .venv/.dev ## load, faults and a verdict: every scenario, every sabotage, on a cluster of its own
 	@$(BIN)/python -m loadtest all

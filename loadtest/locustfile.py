@@ -114,8 +114,9 @@ class Watcher(User):
 @events.init_command_line_parser.add_listener
 def add_options(parser: LocustArgumentParser) -> None:
     """What the lab needs to know beside Locust's own options."""
+    # Not on the web page, where everybody who sees the page could read it.
     parser.add_argument(
-        "--api-key", env_var="LOADTEST_API_KEY", default="", is_secret=True, help="a key with all scopes"
+        "--api-key", env_var="LOADTEST_API_KEY", default="", include_in_web_ui=False, help="a key with all scopes"
     )
     parser.add_argument("--arrivals", type=float, default=1.0, help="of each user, a second")
     parser.add_argument("--products", type=int, default=20, help="of the shop that each process makes")
