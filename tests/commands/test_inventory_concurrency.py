@@ -276,7 +276,7 @@ async def test_control_without_the_key_check_a_command_is_applied_twice(
     async def claim_nothing(_uow, orders):
         return [Unclaimed() for _ in orders]
 
-    async def record_nothing(*_arguments):
+    def record_nothing(*_arguments):
         return None
 
     monkeypatch.setattr(dispatch, "claim_keys", claim_nothing)

@@ -3,17 +3,17 @@
 The role `writer` may append and read, never change or delete.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Executable, text
+from sqlalchemy import TextClause, text
 
 from atelier.access.verify import Actor
 
-Execute = Callable[[Executable, dict[str, Any]], Awaitable[object]]
-"""Runs a statement in the command's transaction."""
+Defer = Callable[[TextClause, dict[str, Any]], object]
+"""Leaves a statement to the end of the command's transaction."""
 
 _APPEND = text("""
 insert into audit_entry (actor, key_id, command, command_key, target, status, before, after)
@@ -46,7 +46,7 @@ class Deed:
     after: Any
 
 
-async def append_deeds(execute: Execute, deeds: Sequence[Deed]) -> None:
+def append_deeds(defer: Defer, deeds: Sequence[Deed]) -> None:
     """Appends commands to the audit."""
     columns: dict[str, Any] = {
         "actors": [deed.actor.name for deed in deeds],
@@ -58,7 +58,7 @@ async def append_deeds(execute: Execute, deeds: Sequence[Deed]) -> None:
         "befores": [_to_text(deed.before) for deed in deeds],
         "afters": [_to_text(deed.after) for deed in deeds],
     }
-    await execute(_APPEND, columns)
+    defer(_APPEND, columns)
 
 
 def _to_text(value: Any) -> str | None:

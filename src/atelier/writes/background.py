@@ -48,7 +48,7 @@ class Background:
     async def __aexit__(self, *_: object) -> None:
         """Stops, after the rounds that are under way; what takes too long is cancelled, and rolled back."""
         self._stop.set()
-        late = (await asyncio.wait(self._tasks, timeout=_GRACE_S))[1]
+        late = (await asyncio.wait(self._tasks, timeout=_GRACE_S))[1] if self._tasks else ()
         for task in late:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -127,8 +127,8 @@ class Dispatcher:
         kept = [isinstance(verdict, Done) or verdict.is_kept for verdict in verdicts]
         chosen = [index for index, is_kept in enumerate(kept) if is_kept]
         if chosen:
-            await record_outcomes(uow, [orders[i] for i in chosen], [outcomes[i] for i in chosen])
-            await append_deeds(uow.execute, [_to_deed(orders[i], verdicts[i]) for i in chosen])
+            record_outcomes(uow, [orders[i] for i in chosen], [outcomes[i] for i in chosen])
+            append_deeds(uow.defer, [_to_deed(orders[i], verdicts[i]) for i in chosen])
         return list(zip(outcomes, kept, strict=True))
 
     async def _stand_by(self, uow: UnitOfWork) -> CausalToken:

@@ -71,9 +71,9 @@ async def claim_keys(uow: UnitOfWork, orders: Sequence[Envelope]) -> list[Claim]
     ]
 
 
-async def record_outcomes(uow: UnitOfWork, orders: Sequence[Envelope], outcomes: Sequence[Outcome]) -> None:
-    """Stores outcomes under their keys."""
-    await uow.execute(
+def record_outcomes(uow: UnitOfWork, orders: Sequence[Envelope], outcomes: Sequence[Outcome]) -> None:
+    """Leaves it to the commit to store outcomes under their keys."""
+    uow.defer(
         _RECORD,
         {
             "owners": [order.actor.name for order in orders],

@@ -20,7 +20,7 @@ from atelier.writes.commands import (
     ReserveStock,
 )
 from atelier.writes.envelope import Envelope
-from atelier.writes.rules import Hold, Room, Shelf, adjust, confirm, count, release, reserve
+from atelier.writes.rules import Hold, Movement, Room, Shelf, adjust, confirm, count, release, reserve
 from atelier.writes.unit_of_work import UnitOfWork
 from atelier.writes.verdict import Verdict
 
@@ -53,33 +53,34 @@ select clock_timestamp() as now,
 """)
 # One final value per SKU: an UPDATE ... FROM that finds two for one row applies either of them.
 _WRITE_STOCK = text("""
-with changed as (
-    update stock
-       set on_hand = new.on_hand, reserved = new.reserved, version = new.version
-      from unnest(cast(:sku_ids as bigint[]), cast(:on_hand as integer[]), cast(:reserved as integer[]),
-                  cast(:versions as bigint[])) as new (sku_id, on_hand, reserved, version)
-     where stock.sku_id = new.sku_id
-)
+update stock
+   set on_hand = new.on_hand, reserved = new.reserved, version = new.version
+  from unnest(cast(:sku_ids as bigint[]), cast(:on_hand as integer[]), cast(:reserved as integer[]),
+              cast(:versions as bigint[])) as new (sku_id, on_hand, reserved, version)
+ where stock.sku_id = new.sku_id
+""")
+_WRITE_LEDGER = text("""
 insert into stock_movement (catalogue_id, sku_id, delta, kind, reason, command_key)
 select (select catalogue_id from current_catalogue), new.*
   from unnest(cast(:moved as bigint[]), cast(:deltas as integer[]), cast(:kinds as text[]),
               cast(:reasons as text[]), cast(:keys as text[])) as new
 """)
-_WRITE_HOLDS = text("""
-with made as (
-    insert into reservation (reservation_id, catalogue_id, state, expires_at, settled_at)
-    select new.id, (select catalogue_id from current_catalogue), new.state, new.expires_at,
-           case when new.state <> 'pending' then clock_timestamp() end
-      from unnest(cast(:made as bigint[]), cast(:made_states as text[]), cast(:made_expire as timestamptz[]))
-        as new (id, state, expires_at)
-), settled as (
-    update reservation set state = new.state, settled_at = clock_timestamp()
-      from unnest(cast(:settled as bigint[]), cast(:states as text[])) as new (id, state)
-     where reservation_id = new.id
-)
+_MAKE_HOLDS = text("""
+insert into reservation (reservation_id, catalogue_id, state, expires_at, settled_at)
+select new.id, (select catalogue_id from current_catalogue), new.state, new.expires_at,
+       case when new.state <> 'pending' then clock_timestamp() end
+  from unnest(cast(:made as bigint[]), cast(:states as text[]), cast(:expire as timestamptz[]))
+    as new (id, state, expires_at)
+""")
+_MAKE_LINES = text("""
 insert into reservation_line (reservation_id, line, sku_id, quantity)
 select new.* from unnest(cast(:line_of as bigint[]), cast(:lines as smallint[]), cast(:skus as bigint[]),
                          cast(:quantities as integer[])) as new
+""")
+_SETTLE_HOLDS = text("""
+update reservation set state = new.state, settled_at = clock_timestamp()
+  from unnest(cast(:settled as bigint[]), cast(:states as text[])) as new (id, state)
+ where reservation_id = new.id
 """)
 
 
@@ -91,7 +92,7 @@ async def change_stock(orders: Sequence[Envelope], uow: UnitOfWork) -> list[Verd
     """
     room = await enter_room(uow, orders)
     verdicts = [_RULES[type(order.command)](room, order.command, order.key) for order in orders]
-    await write_room(uow, room)
+    write_room(uow, room)
     return verdicts
 
 
@@ -144,39 +145,55 @@ async def lock_shelves(uow: UnitOfWork, sku_ids: Iterable[int]) -> dict[int, She
     return {row.sku_id: Shelf(row.sku_id, row.on_hand, row.reserved, row.version) for row in rows}
 
 
-async def write_room(uow: UnitOfWork, room: Room) -> None:
-    """Writes what was decided: reservations, stock, ledger."""
+def write_room(uow: UnitOfWork, room: Room) -> None:
+    """Leaves what was decided to the commit: reservations, stock, ledger."""
     made = [hold for hold in room.holds.values() if hold.is_new]
     settled = [hold for hold in room.holds.values() if hold.changed and not hold.is_new]
-    if made or settled:
-        await uow.execute(_WRITE_HOLDS, _hold_columns(made, settled))
     shelves = [shelf for shelf in room.shelves.values() if shelf.changed]
+    if made:
+        uow.defer(_MAKE_HOLDS, _hold_columns(made))
+        uow.defer(_MAKE_LINES, _line_columns(made))
+    if settled:
+        uow.defer(
+            _SETTLE_HOLDS,
+            {"settled": [hold.reservation_id for hold in settled], "states": [hold.state for hold in settled]},
+        )
     if shelves:
-        await uow.execute(_WRITE_STOCK, _stock_columns(shelves, room))
+        uow.defer(_WRITE_STOCK, _stock_columns(shelves))
+    if room.movements:
+        uow.defer(_WRITE_LEDGER, _movement_columns(room.movements))
 
 
-def _stock_columns(shelves: Sequence[Shelf], room: Room) -> dict[str, Any]:
+def _stock_columns(shelves: Sequence[Shelf]) -> dict[str, Any]:
     return {
         "sku_ids": [shelf.sku_id for shelf in shelves],
         "on_hand": [shelf.on_hand for shelf in shelves],
         "reserved": [shelf.reserved for shelf in shelves],
         "versions": [shelf.version for shelf in shelves],
-        "moved": [movement.sku_id for movement in room.movements],
-        "deltas": [movement.delta for movement in room.movements],
-        "kinds": [movement.kind for movement in room.movements],
-        "reasons": [movement.reason for movement in room.movements],
-        "keys": [movement.command_key for movement in room.movements],
     }
 
 
-def _hold_columns(made: Sequence[Hold], settled: Sequence[Hold]) -> dict[str, Any]:
-    lines = [(hold.reservation_id, index, *line) for hold in made for index, line in enumerate(hold.lines)]
+def _movement_columns(movements: Sequence[Movement]) -> dict[str, Any]:
+    return {
+        "moved": [movement.sku_id for movement in movements],
+        "deltas": [movement.delta for movement in movements],
+        "kinds": [movement.kind for movement in movements],
+        "reasons": [movement.reason for movement in movements],
+        "keys": [movement.command_key for movement in movements],
+    }
+
+
+def _hold_columns(made: Sequence[Hold]) -> dict[str, Any]:
     return {
         "made": [hold.reservation_id for hold in made],
-        "made_states": [hold.state for hold in made],
-        "made_expire": [hold.expires_at for hold in made],
-        "settled": [hold.reservation_id for hold in settled],
-        "states": [hold.state for hold in settled],
+        "states": [hold.state for hold in made],
+        "expire": [hold.expires_at for hold in made],
+    }
+
+
+def _line_columns(made: Sequence[Hold]) -> dict[str, Any]:
+    lines = [(hold.reservation_id, index, *line) for hold in made for index, line in enumerate(hold.lines)]
+    return {
         "line_of": [line[0] for line in lines],
         "lines": [line[1] for line in lines],
         "skus": [line[2] for line in lines],

@@ -45,8 +45,8 @@ class _Pool(AsyncAdaptedQueuePool):
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         if self.has_ended:
             record.close()
-        else:
-            super()._do_return_conn(record)
+        # Also then: whoever waits here for a connection is woken by the empty place.
+        super()._do_return_conn(record)
 
 
 @dataclass(frozen=True, slots=True)

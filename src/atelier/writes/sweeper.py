@@ -44,6 +44,6 @@ async def _sweep_batch(gateway: PrimaryGateway, deadline: Deadline) -> int:
         room = Room(shelves, holds, datetime.now(UTC), [])
         for hold in holds.values():
             give_back(room, hold, "expired")
-        await write_room(uow, room)
+        write_room(uow, room)
         await uow.commit()
         return len(rows)

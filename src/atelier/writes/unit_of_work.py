@@ -5,13 +5,15 @@ identity map would only be filled and thrown away.
 """
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
 import asyncpg
 import structlog
-from sqlalchemy import Executable, Row
+from sqlalchemy import Executable, Row, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from atelier.deadline import Deadline
@@ -37,6 +39,8 @@ _QUORUM_POSITION = """
 select position, ('x' || left(pg_walfile_name(position), 8))::bit(32)::integer as timeline
   from atelier_monitor.quorum_position($1) as position where position is not null
 """
+# A parameter in a statement's text: one colon before a name, not the two of a cast.
+_PARAMETER = re.compile(r"(?<![:\w]):(\w+)")
 _WAIT_FOR_QUORUM = "select pg_logical_emit_message(true, 'atelier', '')"
 
 
@@ -54,6 +58,7 @@ class UnitOfWork:
         self._opened: AsyncConnection | None = None
         self._broken = False
         self._warned = False
+        self._deferred: list[tuple[TextClause, Mapping[str, Any]]] = []
         self.generation: int | None = None
 
     async def __aenter__(self) -> Self:
@@ -96,8 +101,27 @@ class UnitOfWork:
         except Exception as error:
             raise self._translated(error) from error
 
+    def defer(self, statement: TextClause, parameters: Mapping[str, Any]) -> None:
+        """Leaves a statement to `flush`, where all that are left go to the server in one round trip.
+
+        Args:
+            statement: a plain INSERT, UPDATE or DELETE. It must not look at what others that are left change, nor
+                change a row that one of them changes.
+            parameters: its values.
+        """
+        self._deferred.append((statement, parameters))
+
+    async def flush(self) -> None:
+        """Runs what was deferred, all of it as one statement. Raises what `execute` raises."""
+        deferred, self._deferred = self._deferred, []
+        if deferred:
+            parameters = {
+                f"{name}_{i}": value for i, (_, values) in enumerate(deferred) for name, value in values.items()
+            }
+            await self.execute(_join(tuple(statement for statement, _ in deferred)), parameters)
+
     async def commit(self) -> CausalToken:
-        """Commits, then takes the position that contains the commit.
+        """Runs what was deferred, commits, then takes the position that contains the commit.
 
         The COMMIT runs in a task of its own that nothing cancels. At the deadline the caller is answered and the
         connection stays out of the pool until the server has answered too.
@@ -105,8 +129,9 @@ class UnitOfWork:
         Raises:
             OutcomeUnknownError: the answer did not come in time, the connection was lost (`CommitLostError`), or the
                 server warned that it had not waited for its standbys.
-            AtelierError: the commit was refused; nothing was done.
+            AtelierError: what was deferred failed, or the commit was refused; nothing was done.
         """
+        await self.flush()
         driver = await self._driver()
         self._listen(driver)
         committing = asyncio.create_task(self._connection.commit())
@@ -219,6 +244,17 @@ class UnitOfWork:
             await _give_back(connection, broken=True)
 
         self._gateway.keep_until_done(asyncio.create_task(finish()))
+
+
+@cache
+def _join(statements: tuple[TextClause, ...]) -> TextClause:
+    """One statement of several that change something; the names of their parameters get the place of their statement.
+
+    There are as many of these as there are kinds of work, so that each is prepared once on every connection.
+    """
+    *others, last = (_PARAMETER.sub(rf":\g<1>_{i}", statement.text) for i, statement in enumerate(statements))
+    named = ", ".join(f"step_{i} as ({other})" for i, other in enumerate(others))
+    return text(f"with {named} {last}" if named else last)
 
 
 async def _give_back(connection: AsyncConnection, *, broken: bool) -> None:
