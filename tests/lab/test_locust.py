@@ -26,9 +26,10 @@ def test_lab_imports_nothing_of_the_service():
 
 
 def test_web_page_of_locust_offers_the_labs_users(free_port):
-    """`make load` opens it; the users and the lab's own options are there, but not the key, which everybody could read."""
+    """`make load` opens it; users and options of the lab are there, but not the key, which everybody could read."""
     command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--web-host", "127.0.0.1"]
-    command += ["--web-port", str(free_port), "--host", "http://127.0.0.1:9", "--class-picker", "--api-key", "of-all-scopes"]
+    command += ["--web-port", str(free_port), "--host", "http://127.0.0.1:9", "--class-picker"]
+    command += ["--api-key", "of-all-scopes"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{free_port}/"
