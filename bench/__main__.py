@@ -1,18 +1,62 @@
-"""`python -m bench [SUBJECT]`: measures one subject, or all of them, one after the other."""
+"""`python -m bench [SUBJECT...]`: measures subjects one after the other, and says who met its target."""
 
+import argparse
 import importlib
+import json
 import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
 
-SUBJECTS = ("reads", "commands")
+from bench.stand import BenchError, describe_machine, open_stand
+from bench.table import Row, print_row
+
+SUBJECTS = {
+    "reads": "Reads against the same SQL by pgbench",
+    "commands": "Commands, 64 clients",
+    "headline": "8,000 reads a second through the proxy while 500 commands a second run",
+}
 
 
 def main() -> int:
-    """Runs the subjects; 0 when all have met their targets, else the worst of their results."""
-    if len(sys.argv) > 1 and sys.argv[1] not in SUBJECTS:
-        print(f"bench: there is no {sys.argv[1]!r}; there are {', '.join(SUBJECTS)}", file=sys.stderr)
+    """Runs the subjects; 0 when all targets are met, 1 when one is missed, 2 when it cannot measure."""
+    parser = argparse.ArgumentParser(prog="bench", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"of {', '.join(SUBJECTS)}; all unless named")
+    parser.add_argument("--products", type=int, default=1_000_011, help="size of the catalogue (1,000,011)")
+    parser.add_argument("--seconds", type=int, default=8, help="of each measurement (8)")
+    parser.add_argument("--rounds", type=int, default=3, help="of those that take turns (3)")
+    parser.add_argument("--keep", type=Path, help="folder where the cluster stays for another time")
+    parser.add_argument("--results", type=Path, help="file for the results, as JSON")
+    options = parser.parse_args()
+    unknown = set(options.subjects) - set(SUBJECTS)
+    if unknown:
+        parser.error(f"there is no {min(unknown)!r}; there are {', '.join(SUBJECTS)}")
+    try:
+        return run(options)
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
         return 2
-    subjects = sys.argv[1:2] or SUBJECTS
-    return max(importlib.import_module(f"bench.{name}").main(sys.argv[2:]) for name in subjects)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measures, prints, and writes the results down."""
+    results: dict[str, list[Row]] = {}
+    with open_stand(options.products, keep=options.keep, seconds=options.seconds, rounds=options.rounds) as stand:
+        machine = describe_machine(stand.cluster)
+        print(f"{machine}\n{options.products:,} products, two replicas, medians of {options.rounds} rounds")
+        for name in options.subjects or SUBJECTS:
+            began_s = time.monotonic()
+            print(f"\n{SUBJECTS[name]}", flush=True)
+            for row in importlib.import_module(f"bench.{name}").measure(stand):
+                results.setdefault(name, []).append(row)
+                print_row(row)
+            print(f"  ({time.monotonic() - began_s:.0f} s)")
+    if options.results:
+        written = {name: [asdict(row) for row in rows] for name, rows in results.items()}
+        options.results.write_text(json.dumps({"machine": machine, "results": written}, indent=1) + "\n")
+    missed = [row.name for rows in results.values() for row in rows if not row.is_met]
+    print(f"\n{len(missed)} targets missed{': ' if missed else ''}{'; '.join(missed)}")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from litestar import Litestar, Request, Response, post
 from sqlalchemy import text
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 _CONNECTIONS = 10
@@ -26,9 +26,8 @@ select catalogue_id, :sku_id, :delta, 'adjustment', :reason, :key from current_c
 
 
 def create_app() -> Litestar:
-    """The application, over the node that `BASELINE_URL` names."""
-    host, port, password = os.environ["BASELINE_URL"].split(" ")
-    url = URL.create("postgresql+asyncpg", "writer", password, host, int(port), "atelier")
+    """The application, over the node that `BASELINE` names."""
+    url = make_url(os.environ["BASELINE"]).set(drivername="postgresql+asyncpg")
     engine = create_async_engine(url, pool_size=_CONNECTIONS, max_overflow=0)
 
     @asynccontextmanager

@@ -1,11 +1,12 @@
 """From a finished document to an HTTP answer: token, served-by, lag, timings, entity tag, 304, 404."""
 
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import ASGIApp, Scope
 
+from atelier.asgi import RequestHeaders, Sent, describe_body
 from atelier.errors import HistoryLostError
 from atelier.http import DROP_TOKEN_COOKIE, TOKEN_HEADER, matches, read_cookies
 from atelier.problems import MEDIA_TYPE, ProblemError
@@ -80,64 +81,14 @@ class Responder:
         return headers
 
 
-class RequestHeaders(Mapping[str, str]):
-    """The headers of a request, by name in any case. The framework's own are made for more than a read looks at."""
-
-    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
-        """Takes them as ASGI has them: names in lower case."""
-        self._raw = dict(raw)
-
-    def __getitem__(self, name: str) -> str:
-        """The value of a header; of one that was sent twice, the last."""
-        return self._raw[name.lower().encode("latin-1")].decode("latin-1")
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The same, or the default: without the exception that most look-ups would end in."""
-        value = self._raw.get(name.lower().encode("latin-1"))
-        return default if value is None else value.decode("latin-1")
-
-    def __contains__(self, name: object) -> bool:
-        """Whether it was sent."""
-        return isinstance(name, str) and name.lower().encode("latin-1") in self._raw
-
-    def __iter__(self) -> Iterator[str]:
-        """The names, in lower case."""
-        return (name.decode("latin-1") for name in self._raw)
-
-    def __len__(self) -> int:
-        """How many names there are."""
-        return len(self._raw)
-
-
-class Sent:
-    """A finished answer as ASGI: the framework's own class costs a third of the way through it."""
-
-    __slots__ = ("_body", "_headers", "_status")
-
-    def __init__(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """Takes the answer as it goes out."""
-        self._status = status
-        self._headers = headers
-        self._body = body
-
-    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
-        """Sends it."""
-        await send({"type": "http.response.start", "status": self._status, "headers": self._headers})
-        await send({"type": "http.response.body", "body": self._body, "more_body": False})
-
-
 def _write(document: Document, headers: list[tuple[bytes, bytes]], *, path: str, asked: str | None) -> Sent:
     """The answer; `asked` is the `If-None-Match` of the request, None when there is none."""
     if document.body is None:
         body = ProblemError("not-found", document.missing).body(path)
-        return Sent(404, [*headers, *_describe_body(MEDIA_TYPE.encode(), body)], body)
+        return Sent(404, [*headers, *describe_body(MEDIA_TYPE, body)], body)
     if asked is not None and matches(asked, document.tag):
         return Sent(304, headers, b"")
-    return Sent(200, [*headers, *_describe_body(b"application/json", document.body)], document.body)
-
-
-def _describe_body(media_type: bytes, body: bytes) -> tuple[tuple[bytes, bytes], tuple[bytes, bytes]]:
-    return (b"content-type", media_type), (b"content-length", str(len(body)).encode())
+    return Sent(200, [*headers, *describe_body("application/json", document.body)], document.body)
 
 
 def _timing(answer: Answer) -> str:

@@ -6,14 +6,17 @@ Bodies and headers are read by hand (see `atelier.writes.decode`); the framework
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
 from litestar import HttpMethod, Request, Response, get, route
 from litestar.handlers import HTTPRouteHandler
+from litestar.types import ASGIApp
 
 from atelier.access.rate import RateLimiter
 from atelier.access.verify import Actor, KeyVerifier, require
+from atelier.asgi import RequestHeaders, Sent, describe_body
 from atelier.http import SET_TOKEN_COOKIE, TOKEN_HEADER
 from atelier.problems import MEDIA_TYPE, ProblemError
 from atelier.telemetry import Exchange
@@ -69,10 +72,11 @@ def _make_handler(writes: Writes, endpoint: Endpoint) -> HTTPRouteHandler:
         summary=endpoint.summary,
         request_max_body_size=LARGEST_BODY_BYTES,
     )
-    async def command(request: Request[Any, Any, Any]) -> Response[bytes]:
-        actor, headers = await _admit(writes, request)
+    async def command(request: Request[Any, Any, Any]) -> ASGIApp:
+        asked = RequestHeaders(request.scope["headers"])
+        actor, headers = await _admit(writes, asked)
         require(actor, endpoint.scope)
-        order = await _read_order(writes, endpoint, request, actor)
+        order = await _read_order(writes, endpoint, request, asked, actor)
         receipt = await writes.service.submit(order)
         _note(order.notes, receipt)
         return _answer(writes.keys, receipt, headers)
@@ -83,7 +87,7 @@ def _make_handler(writes: Writes, endpoint: Endpoint) -> HTTPRouteHandler:
 def _make_resolver(writes: Writes) -> HTTPRouteHandler:
     @get("/commands/{key:str}", summary="What became of a command")
     async def resolve(request: Request[Any, Any, Any]) -> Response[bytes]:
-        actor, headers = await _admit(writes, request)
+        actor, headers = await _admit(writes, RequestHeaders(request.scope["headers"]))
         key = check_key(request.path_params["key"], required=True)
         receipt = await writes.service.resolve(actor.name, key or "")
         body = msgspec.json.encode({
@@ -96,15 +100,16 @@ def _make_resolver(writes: Writes) -> HTTPRouteHandler:
     return resolve
 
 
-async def _admit(writes: Writes, request: Request[Any, Any, Any]) -> tuple[Actor, dict[str, str]]:
+async def _admit(writes: Writes, asked: RequestHeaders) -> tuple[Actor, dict[str, str]]:
     """Who asks, and the headers that tell what is left of the key's rate."""
-    actor = await writes.verifier.verify(request.headers.get("authorization"))
+    actor = await writes.verifier.verify(asked.get("authorization"))
     return actor, writes.limiter.take(actor.key_id)
 
 
-async def _read_order(writes: Writes, endpoint: Endpoint, request: Request[Any, Any, Any], actor: Actor) -> Envelope:
+async def _read_order(
+    writes: Writes, endpoint: Endpoint, request: Request[Any, Any, Any], headers: RequestHeaders, actor: Actor
+) -> Envelope:
     """Reads a request whole; whatever is wrong with it is found before anything is touched."""
-    headers = request.headers
     ids = endpoint.read_ids(request.path_params)
     if endpoint.shape is not None:
         check_media_type(headers.get("content-type"), endpoint.media_types)
@@ -114,7 +119,7 @@ async def _read_order(writes: Writes, endpoint: Endpoint, request: Request[Any, 
         raise ProblemError("precondition-required", "Send the version that you saw in If-Match.")
     raw = await request.body()
     body = None if endpoint.shape is None else decode_body(raw, endpoint.shape)
-    path, query = request.url.path, request.scope["query_string"].decode("latin-1")
+    path, query = request.scope["path"], request.scope["query_string"].decode("latin-1")
     command = endpoint.make(Parts(ids, body, parse_if_match(if_match)))
     exchange: Exchange | None = request.scope.get("atelier")  # type: ignore[assignment]  # of no TypedDict
     notes = {} if exchange is None else exchange.notes
@@ -139,13 +144,16 @@ def _note(notes: dict[str, Any], receipt: Receipt) -> None:
     notes["verdict"] = "replayed" if receipt.is_replay else verdict
 
 
-def _answer(keys: TokenKeys, receipt: Receipt, headers: dict[str, str]) -> Response[bytes]:
+def _answer(keys: TokenKeys, receipt: Receipt, headers: dict[str, str]) -> Sent:
     outcome = receipt.outcome
-    headers = {**outcome.headers, **headers, **_token_headers(keys, receipt)}
+    named = {**outcome.headers, **headers, **_token_headers(keys, receipt)}
     if receipt.is_replay:
-        headers["Idempotency-Replayed"] = "true"
-    media_type = MEDIA_TYPE if outcome.status >= 400 else "application/json"
-    return Response(outcome.body, status_code=outcome.status, headers=headers, media_type=media_type)
+        named["Idempotency-Replayed"] = "true"
+    sent = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in named.items()]
+    if outcome.status != HTTPStatus.NO_CONTENT:
+        media_type = MEDIA_TYPE if outcome.status >= 400 else "application/json"
+        sent += describe_body(media_type, outcome.body)
+    return Sent(outcome.status, sent, outcome.body)
 
 
 def _token_headers(keys: TokenKeys, receipt: Receipt) -> dict[str, str]:

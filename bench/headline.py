@@ -1,0 +1,152 @@
+"""The headline: a fixed rate of mixed reads through a proxy while inventory commands run, and how far it goes.
+
+Arrivals are scheduled; what could only leave late counts as waited. Everything is on one machine: the generator, the
+proxy, one process for reads, one for commands, three PostgreSQL servers.
+"""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from bench.commands import pick_spread
+from bench.load import MIX, Commands, Load, Reads, parse_load, run_load, start_load
+from bench.reads import connect
+from bench.stand import Running, Stand, find_free_port, find_tool, run_server
+from bench.table import Row
+
+READS_PER_S = 8_000
+COMMANDS_PER_S = 500
+LIMIT_MS = 100
+_SECONDS = 60
+_STEP_PER_S, _STEP_SECONDS = 1_000, 10
+_CONNECTIONS, _COMMAND_CONNECTIONS = 256, 64
+# A gibibyte keeps the last tenth of a million products with their styles and related products.
+MEMORY = {"ATELIER_CACHE_BYTES": str(2**30)}
+_WARM_SECONDS, _MOST_WARM = 6, 30
+
+_NGINX = """
+daemon off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log {folder}/nginx.log warn;
+events {{ worker_connections 2048; }}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/nginx-body;
+  proxy_temp_path {folder}/nginx-proxy;
+  fastcgi_temp_path {folder}/nginx-f; uwsgi_temp_path {folder}/nginx-u; scgi_temp_path {folder}/nginx-s;
+  keepalive_requests 1000000;
+  upstream reads {{ server {reads}; keepalive 256; keepalive_requests 1000000; }}
+  upstream writes {{ server {writes}; keepalive 128; keepalive_requests 1000000; }}
+  map $request_method $side {{ GET reads; HEAD reads; default writes; }}
+  server {{
+    listen 127.0.0.1:{port} reuseport backlog=2048;
+    location / {{
+      proxy_pass http://$side;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_set_header Host $host;
+    }}
+  }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Both:
+    """Reads and commands at the same time."""
+
+    reads: Load
+    commands: Load
+
+    @property
+    def p99_ms(self) -> float:
+        """Of the reads, from when they were due: never less than it was."""
+        return self.reads.p99_ms + self.reads.late_ms
+
+    def is_good(self, per_s: float) -> bool:
+        """Whether the rate was kept, nothing failed and the limit held."""
+        errors = self.reads.errors + self.commands.errors
+        return not errors and self.reads.per_s >= 0.98 * per_s and self.p99_ms < LIMIT_MS
+
+
+def measure(stand: Stand) -> Iterator[Row]:
+    """All rows of this subject."""
+    with deploy(stand) as (proxy, reads, writes):
+        warm_up(stand, proxy)
+        main = run_both(stand, proxy, READS_PER_S, COMMANDS_PER_S, seconds=_SECONDS)
+        lags = read_lags(proxy)
+        memory = [f"{mib:,.0f}" for mib in (*reads.memory_mib(), *writes.memory_mib())]
+        knee, beyond = find_knee(stand, proxy, main)
+    yield from [
+        Row("reads through the proxy", f"{main.reads.per_s:,.0f}/s", f">= {READS_PER_S:,}/s",
+            main.reads.per_s >= 0.99 * READS_PER_S),
+        Row("errors", f"{main.reads.errors} of reads, {main.commands.errors} of commands", "none",
+            not main.reads.errors + main.commands.errors),
+        Row("99th percentile, from when they were due", f"{main.p99_ms:.1f} ms", f"< {LIMIT_MS} ms",
+            main.p99_ms < LIMIT_MS),
+        Row("median", f"{main.reads.p50_ms:.1f} ms"),
+        Row("commands meanwhile", f"{main.commands.per_s:,.0f}/s, p99 {main.commands.p99_ms:.0f} ms",
+            f">= {COMMANDS_PER_S}/s", main.commands.per_s >= 0.97 * COMMANDS_PER_S),
+        Row("lag of the replicas right after", lags),
+        Row("memory of the processes, MiB", " + ".join(memory)),
+        Row("the knee: the last good rate, with the commands", f"{knee:,}/s"),
+        Row("beyond it", beyond),
+    ]  # fmt: skip
+
+
+@contextmanager
+def deploy(stand: Stand) -> Iterator[tuple[Running, Running, Running]]:
+    """The proxy, a process for reads, one for commands."""
+    nginx, port = find_tool("nginx", "nginx"), find_free_port()
+    with stand.serve(role="reads", **MEMORY) as reads, stand.serve(role="writes") as writes:
+        config = stand.folder / "nginx.conf"
+        hosts = {"reads": reads.url.removeprefix("http://"), "writes": writes.url.removeprefix("http://")}
+        config.write_text(_NGINX.format(folder=stand.folder, port=port, **hosts), encoding="utf-8")
+        with run_server([nginx, "-c", str(config)], {}, port, stand.folder / "nginx.out") as proxy:
+            yield proxy, reads, writes
+
+
+def warm_up(stand: Stand, proxy: Running) -> None:
+    """Asks for everything until answering gets no faster."""
+    best = 0.0
+    for _ in range(_MOST_WARM):
+        per_s = run_load(
+            proxy.url, Reads(MIX, stand.span, by_zipf=True), stand.folder, seconds=_WARM_SECONDS, connections=64
+        ).per_s
+        if per_s < 1.02 * best:
+            return
+        best = per_s
+
+
+def run_both(stand: Stand, proxy: Running, reads_per_s: float, commands_per_s: float, *, seconds: int) -> Both:
+    """Reads at a fixed rate, and commands at another one beside them."""
+    commands: subprocess.Popen[str] = start_load(
+        proxy.url, Commands(stand.key, pick_spread(stand)), stand.folder, seconds=seconds + 2,
+        connections=_COMMAND_CONNECTIONS, per_s=commands_per_s,
+    )  # fmt: skip
+    reads = run_load(
+        proxy.url, Reads(MIX, stand.span, by_zipf=True), stand.folder, seconds=seconds, connections=_CONNECTIONS,
+        per_s=reads_per_s,
+    )  # fmt: skip
+    said, _ = commands.communicate(timeout=60)
+    return Both(reads, parse_load(said))
+
+
+def find_knee(stand: Stand, proxy: Running, main: Both) -> tuple[int, str]:
+    """Raises the rate until it is no longer kept: the last good one, and what the next one was like."""
+    rate, both, good = READS_PER_S, main, 0
+    while both.is_good(rate):
+        good, rate = rate, rate + _STEP_PER_S
+        both = run_both(stand, proxy, rate, COMMANDS_PER_S, seconds=_STEP_SECONDS)
+    words = f"{rate:,}/s asked: {both.reads.per_s:,.0f}/s, p99 {both.p99_ms:,.0f} ms, {both.reads.errors} errors"
+    return good, words
+
+
+def read_lags(proxy: Running) -> str:
+    """How far behind the replicas are."""
+    with connect(proxy) as send:
+        nodes = json.loads(send("GET", "/cluster")[2])["nodes"]
+    return ", ".join(f"{node['lag_ms']:.0f} ms" for node in nodes if node["role"] == "replica")

@@ -1,0 +1,188 @@
+"""Load by a compiled generator, `wrk`: as fast as connections answer, or at a fixed rate of arrivals."""
+
+import json
+import re
+import secrets
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from bench.stand import BenchError, Running, find_tool
+
+# 40 % styles, 35 % product, 20 % related, 5 % list.
+MIX = ("/products/ID/styles",) * 8 + ("/products/ID",) * 7 + ("/products/ID/related",) * 4 + ("/products?page=PAGE",)
+
+_HEAD = """
+local ffi = require("ffi")
+ffi.cdef[[typedef struct {{ long s; long ns; }} moment; int clock_gettime(int clock, moment *now);]]
+local moment, schedule, slots, sent = ffi.new("moment"), nil, 0, 0
+local function now_ms()
+  ffi.C.clock_gettime(1, moment)
+  return tonumber(moment.s) * 1000 + tonumber(moment.ns) / 1e6
+end
+math.randomseed({seed})
+"""
+# Every request has a moment at which it is due. A connection that is free before waits for it; one that is free only
+# after leaves late, and by how much counts as waited: `late` has how many left so many milliseconds late.
+_PACE = """
+local every_ms = {every_ms}
+late = {{}}
+delay = function()
+  schedule = schedule or now_ms()
+  slots = slots + 1
+  local early_ms = schedule + slots * every_ms - now_ms()
+  local late_ms = early_ms < 0 and math.floor(-early_ms) or 0
+  late[late_ms] = (late[late_ms] or 0) + 1
+  return early_ms > 0 and math.floor(early_ms) or 0
+end
+"""
+_TELL = """
+local threads = {}
+setup = function(thread) table.insert(threads, thread) end
+done = function()
+  for _, thread in ipairs(threads) do
+    local all = 0
+    for _, count in pairs(thread:get("late") or {}) do all = all + count end
+    local left, ms = all * 0.99, 0
+    while left > 0 do left = left - (thread:get("late")[ms] or 0); ms = ms + 1 end
+    io.write("late by " .. (ms > 0 and ms - 1 or 0) .. " ms\\n")
+  end
+end
+"""
+# Half of the ids by Zipf (the k-th most wanted is wanted 1/k as often), half evenly over the last tenth.
+_READS = """
+local paths, headers, by_zipf = {{{paths}}}, {headers}, {by_zipf}
+local low, high, logs = {low}, {high}, math.log({high} - {low} + 1)
+local function draw_id()
+  if by_zipf and math.random() < 0.5 then return low + math.floor(math.exp(math.random() * logs)) - 1 end
+  return math.random(low, high)
+end
+request = function()
+  local path = paths[math.random(#paths)]
+  return wrk.format("GET", (path:gsub("ID", draw_id()):gsub("PAGE", math.random(1, 1000))), headers)
+end
+"""
+_COMMANDS = """
+local skus = {{{skus}}}
+local headers = {{["Authorization"]="Bearer {key}", ["Content-Type"]="application/json"}}
+request = function()
+  sent = sent + 1
+  headers["Idempotency-Key"] = "{run}-" .. sent
+  return wrk.format("POST", "/inventory/adjustments", headers,
+    '{{"reason": "bench", "lines": [{{"sku_id": ' .. skus[math.random(#skus)] .. ', "delta": 1}}]}}')
+end
+"""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the generator saw.
+
+    Attributes:
+        per_s: answers a second.
+        p50_ms, p99_ms: of the time from sending to the answer.
+        errors: answers that were neither 2xx nor 3xx, and connections that broke or timed out.
+        late_ms: the 99th percentile of how much later than due requests left; 0 without a fixed rate.
+        cpu_us: the service's processor time a request, in microseconds.
+    """
+
+    per_s: float
+    p50_ms: float
+    p99_ms: float
+    errors: int
+    late_ms: float = 0.0
+    cpu_us: float = 0.0
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What to ask for.
+
+    Attributes:
+        paths: drawn from evenly; `ID` and `PAGE` stand for numbers.
+        span: the first and the last id.
+        headers: sent with every request.
+        by_zipf: half of the ids by Zipf, not all evenly.
+    """
+
+    paths: Sequence[str]
+    span: tuple[int, int]
+    headers: dict[str, str] = field(default_factory=dict)
+    by_zipf: bool = False
+
+    def script(self) -> str:
+        """For the generator."""
+        headers = ", ".join(f"[{json.dumps(name)}]={json.dumps(value)}" for name, value in self.headers.items())
+        return _READS.format(
+            paths=", ".join(map(json.dumps, self.paths)), low=self.span[0], high=self.span[1],
+            headers=f"{{{headers}}}", by_zipf=str(self.by_zipf).lower(),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Adjustments by one unit, each with a key of its own."""
+
+    key: str
+    skus: Sequence[int]
+
+    def script(self) -> str:
+        """For the generator."""
+        return _COMMANDS.format(key=self.key, run=secrets.token_hex(6), skus=", ".join(map(str, self.skus)))
+
+
+def run_load(
+    url: str, what: Reads | Commands, folder: Path, *, seconds: int, connections: int = 32, per_s: float | None = None,
+    service: Running | None = None,
+) -> Load:  # fmt: skip
+    """Loads a service.
+
+    Args:
+        url: its address.
+        what: the requests.
+        folder: for the script.
+        seconds: how long.
+        connections: at the same time.
+        per_s: the rate of arrivals; None for as fast as the connections get answers.
+        service: whose processor time is told; None for nobody's.
+    """
+    before_s = service.cpu_s() if service else 0.0
+    with start_load(url, what, folder, seconds=seconds, connections=connections, per_s=per_s) as process:
+        said, failed = process.communicate(timeout=seconds + 60)
+    if process.returncode:
+        raise BenchError(f"wrk: {(failed.strip() or 'failed').splitlines()[-1]}")
+    load = parse_load(said)
+    if service is None:
+        return load
+    return replace(load, cpu_us=(service.cpu_s() - before_s) * 1e6 / max(1.0, load.per_s * seconds))
+
+
+def start_load(
+    url: str, what: Reads | Commands, folder: Path, *, seconds: int, connections: int, per_s: float | None
+) -> "subprocess.Popen[str]":
+    """Starts the generator; its report is for `parse_load`."""
+    script = folder / f"load-{type(what).__name__.lower()}.lua"
+    pace = _PACE.format(every_ms=1000 / per_s) if per_s else ""
+    script.write_text(_HEAD.format(seed=5) + pace + _TELL + what.script(), encoding="utf-8")
+    command = [find_tool("wrk", "wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "10s",
+               "-s", str(script), url]  # fmt: skip
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def parse_load(said: str) -> Load:
+    """Reads the generator's report."""
+    per_s = re.search(r"Requests/sec:\s*([\d.]+)", said)
+    quantiles = dict(re.findall(r"(50|99)%\s+([\d.]+(?:us|ms|s|m))", said))
+    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
+    broken = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", said)
+    late = [float(number) for number in re.findall(r"late by ([\d.]+) ms", said)]
+    if per_s is None or not quantiles:
+        raise BenchError("wrk got no answer")
+    errors = (int(refused[1]) if refused else 0) + sum(map(int, broken.groups() if broken else ()))
+    return Load(float(per_s[1]), _to_ms(quantiles["50"]), _to_ms(quantiles["99"]), errors, max(late, default=0.0))
+
+
+def _to_ms(text: str) -> float:
+    number, unit = re.fullmatch(r"([\d.]+)(us|ms|s|m)", text).groups()  # type: ignore[union-attr]  # as just found
+    return float(number) * {"us": 0.001, "ms": 1, "s": 1_000, "m": 60_000}[unit]
