@@ -183,7 +183,7 @@ async def test_more_changes_than_one_look_takes_are_all_heard_of(
 async def test_feed_goes_on_where_it_was_cut(lagging: EmbeddedCluster, remembering: Remembering, shop: Shop) -> None:
     """A lost connection loses nothing: what was kept stays, and changes made meanwhile are heard of."""
     shelves = [await shop.make_sku(on_hand=0) for _ in range(10)]
-    await remembering.reading.until_replayed(await shop.token())
+    await remembering.until_heard(await shop.token())
     sources = {name: remembering.cache.source(name) for name in ("pg2", "pg3")}
     for number in range(1, 4):
         for product_id, _ in shelves:
@@ -193,18 +193,9 @@ async def test_feed_goes_on_where_it_was_cut(lagging: EmbeddedCluster, rememberi
                 await admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'reader'")
         for _, sku_id in shelves[:5]:
             token = await shop.set_stock(sku_id, number)
-        await remembering.reading.until_replayed(token)
-        wanted = token.lsn
-
-        def have_heard() -> bool:
-            heard = [remembering.cache.source(name) for name in sources]
-            return all(source and source.coherent and source.coherent.lsn >= wanted for source in heard)  # noqa: B023
-
-        await remembering.reading.until(have_heard)
-        hits = count_hits()
-        shown = [
-            quantity(await remembering.styles(product_id, remembering.reading.ask(token))) for product_id, _ in shelves
-        ]
+        await remembering.until_heard(token)
+        hits, ask = count_hits(), remembering.reading.ask(token)
+        shown = [quantity(await remembering.styles(product_id, ask)) for product_id, _ in shelves]
         assert shown == [number] * 5 + [0] * 5
         assert count_hits() - hits == 5
     assert {name: remembering.cache.source(name) for name in sources} == sources
