@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from atelier.access.keys import KeyRefusedError, create_key, list_keys, revoke_key
+from atelier.documentation.openapi import list_operations
 from atelier.writes.endpoints import ENDPOINTS
 from tests.commands.conftest import Shop, new_key
 from tests.support import Service
@@ -16,6 +17,11 @@ pytestmark = pytest.mark.anyio
 
 PROTECTED_READS = ["/inventory/1", "/inventory/1/movements", "/reservations/1", "/commands/x"]
 OPEN_READS = ["/products", "/products/1", "/products/1/styles", "/products/1/related", "/styles/1", "/health/live"]
+
+OPEN = (
+    "/products", "/api/fec2/", "/styles/", "/changes", "/health/", "/cluster", "/metrics", "/openapi.json", "/docs",
+    "/problems/",
+)  # fmt: skip
 
 
 def fill(path: str) -> str:
@@ -51,6 +57,15 @@ async def test_protected_reads_take_any_valid_key_and_open_ones_none(
         for path in OPEN_READS:
             answer = await http.get(path, headers={"Authorization": "Basic bm9ib2R5"})
             assert answer.status_code in (200, 404), path
+
+
+async def test_every_other_address_asks_for_a_key(service: Service) -> None:
+    """Denied by default: whoever adds an address without a key has to say so here."""
+    async with httpx.AsyncClient(base_url=service.url) as http:
+        for operation in list_operations():
+            if operation.method != "GET" or not operation.path.startswith(OPEN):
+                answer = await http.request(operation.method, fill(operation.path))
+                assert answer.status_code == 401, operation.path
 
 
 async def test_admin_has_every_scope(shop: Shop, database: asyncpg.Connection) -> None:

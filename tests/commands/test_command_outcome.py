@@ -40,9 +40,9 @@ async def proxy(cluster: EmbeddedCluster) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def writes(cluster: EmbeddedCluster, proxy: Proxy) -> AsyncIterator[WriteService]:
-    """The writing side, behind the proxy."""
+    """The writing side, behind the proxy; what the proxy does to "the next COMMIT" it does to a command's."""
     nodes = f"{cluster.primary.name}=127.0.0.1:{proxy.port}"
-    async with open_writes(settings_of(cluster, ATELIER_NODES=nodes)) as service:
+    async with open_writes(settings_of(cluster, ATELIER_NODES=nodes), has_chores=False) as service:
         yield service
 
 
@@ -130,7 +130,7 @@ async def test_client_that_leaves_during_the_commit_cancels_nothing(
 
 
 async def test_sessions_ended_by_the_server_cost_no_command(
-    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster, writes: WriteService
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
 ) -> None:
     """57P01 in the middle of a load: the connections are made anew, and every command is done once."""
     [sku_id] = await shop.stocked(0)
@@ -146,7 +146,8 @@ async def test_sessions_ended_by_the_server_cost_no_command(
         for _ in range(10):
             assert (await writes.submit(make_order(adjustment((sku_id, 1))))).outcome.status == 200
 
-    await asyncio.gather(end_sessions(), *(send() for _ in range(20)))
+    async with open_writes(settings_of(cluster)) as writes:
+        await asyncio.gather(end_sessions(), *(send() for _ in range(20)))
     await admin.close()
     assert await on_hand(database, sku_id) == (200, 200)
 
@@ -285,6 +286,26 @@ async def test_no_connection_outlives_its_generation(cluster: EmbeddedCluster, d
             [row] = await uow.execute(text("select pg_backend_pid() as pid"))
         assert row.pid not in pids
     await wait_until_ended(database, [row.pid])
+
+
+async def test_who_waits_for_a_connection_does_not_wait_for_one_of_the_past(cluster: EmbeddedCluster) -> None:
+    """The only connection is given back to a generation that has ended: the next in line gets another, at once."""
+    async with open_gateway(settings_of(cluster)) as gateway:
+        async with open_unit(gateway) as uow:
+            [first] = await uow.execute(text("select pg_backend_pid() as pid"))
+            waiting = asyncio.create_task(ask_pid(gateway))
+            for _ in range(100):
+                await asyncio.sleep(0)  # until it stands in line
+            gateway.end_generation(uow.generation)
+        async with asyncio.timeout(3):
+            assert await waiting != first.pid
+
+
+async def ask_pid(gateway: PrimaryGateway) -> int:
+    """The server process of some connection."""
+    async with open_unit(gateway) as uow:
+        [row] = await uow.execute(text("select pg_backend_pid() as pid"))
+        return row.pid
 
 
 async def wait_until_ended(database: asyncpg.Connection, pids: list[int]) -> None:

@@ -122,5 +122,5 @@ def make_machine(service: Service) -> type[RuleBasedStateMachine]:
 def test_inventory_agrees_with_a_model_whatever_is_done(service: Service) -> None:
     """Adjust, count, reserve, confirm, release in any order; each answer and each figure is the model's."""
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
-    bounds = settings(max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=checks)
+    bounds = settings(max_examples=8, stateful_step_count=15, deadline=None, suppress_health_check=checks)
     run_state_machine_as_test(make_machine(service), settings=bounds)

@@ -12,6 +12,7 @@ from atelier.embedded.cluster import EmbeddedCluster
 from atelier.settings import Settings
 from atelier.topology.monitor import TopologyMonitor
 from atelier.topology.sources import StaticNodes
+from atelier.writes.background import Background
 from atelier.writes.commands import Adjustment, AdjustmentLine, AdjustStock, Command
 from atelier.writes.decode import fingerprint
 from atelier.writes.envelope import Envelope
@@ -29,10 +30,15 @@ def settings_of(cluster: EmbeddedCluster, **environ: str) -> Settings:
 
 
 @asynccontextmanager
-async def open_writes(settings: Settings, policy: WritePolicy | None = None) -> AsyncIterator[WriteService]:
-    """The writing side of one process."""
+async def open_writes(
+    settings: Settings, policy: WritePolicy | None = None, *, has_chores: bool = True
+) -> AsyncIterator[WriteService]:
+    """The writing side of one process; without its chores, every COMMIT is some command's."""
     monitor = TopologyMonitor(settings, StaticNodes(settings.nodes), clock=time.monotonic)
-    async with monitor, WriteService(monitor, settings, policy or WritePolicy(), clock=time.monotonic) as service:
+    service = WriteService(monitor, settings, policy or WritePolicy(), clock=time.monotonic)
+    if not has_chores:
+        service._background = Background([])
+    async with monitor, service:
         yield service
 
 
