@@ -146,6 +146,26 @@ async def test_older_answer_does_not_take_the_place_of_a_newer_one(desk: Desk) -
     assert found.body == b"new"
 
 
+async def test_answer_of_a_silent_node_gives_way_to_any_other(desk: Desk) -> None:
+    """Else the place of a node that froze far ahead would stay taken."""
+    other = Source("b", desk.world.replicas["b"].started_at, 3, desk.world.now_s)
+    desk.cache.begin(other)
+    desk.world.commit("product", 2)
+    desk.world.replay("b", 1)
+    desk.world.observe("b")
+    await desk.fetch(PRODUCT, None, lambda: _ready(desk.document(b"ahead", node="b", seen=4)))
+    for silence_s, shown in ((0.5, b"ahead"), (0.6, b"behind")):
+        desk.world.now_s += silence_s
+        desk.world.observe("a")
+        desk.world.observe("b")
+        desk.tell()
+        behind = desk.document(b"behind")
+        await desk.fetch(PRODUCT, desk.ask("causal", at(9)), lambda behind=behind: _ready(behind))  # type: ignore[misc]
+        found = desk.cache.find(PRODUCT, desk.ask("causal"))
+        assert found is not None
+        assert found.body == shown
+
+
 async def test_token_of_an_answer_from_memory_contains_the_one_that_was_sent(desk: Desk) -> None:
     """Sending it back can never lead to an older answer."""
     await desk.fetch(PRODUCT, None, lambda: _ready(desk.document(b"1", seen=2)))

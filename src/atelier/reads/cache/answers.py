@@ -147,12 +147,17 @@ class AnswerCache:
         entry = Entry(
             flight.key, document.body, document.tag, document.links, answer.token, observed.replayed_lsn.bytes, source
         )
-        present = self._entries.get(flight.key)
-        if present is not None and _position_bytes(present) > _position_bytes(entry):
-            return
-        evicted = self._entries.put(entry)
-        if evicted:
-            CACHE_DROPPED.count("evicted", by=evicted)
+        if self._is_worth_more(entry):
+            evicted = self._entries.put(entry)
+            if evicted:
+                CACHE_DROPPED.count("evicted", by=evicted)
+
+    def _is_worth_more(self, entry: Entry) -> bool:
+        """Whether an entry shows at least as much as the one that has its place, or that one is of no use now."""
+        present = self._entries.get(entry.key)
+        if present is None or not present.source.vouches(self._clock()):
+            return True
+        return _position_bytes(entry) >= _position_bytes(present)
 
     # For those who follow the nodes
 
