@@ -12,6 +12,10 @@ _LOOK_S = 1.0
 # A token of a history that nobody here knows yet: another process has seen a promotion first. It is learned by and by,
 # also while the old primary still answers; the rest of a request's time is for the read itself.
 _LEARN_S = 3.0
+# Whoever switches the log early (a base backup does) leaves the rest of a segment unused. A standby that has replayed
+# the switch stands at the segment's end, or a byte into what follows, while the primary still fills the rest and says
+# less, for some 10 or 100 ms. All segment sizes are multiples of this.
+_SEGMENT_BYTES = 1024 * 1024
 
 
 async def admit(monitor: TopologyMonitor, token: CausalToken, deadline: Deadline, *, beyond: bool) -> None:
@@ -35,13 +39,15 @@ async def admit(monitor: TopologyMonitor, token: CausalToken, deadline: Deadline
         is_fresh = monitor.is_fresh_from_now()
 
         def is_settled(now: ClusterSnapshot) -> bool:
-            return _passes(now, token, beyond=beyond) or (is_fresh(now) and now.judge(token) is not Standing.UNKNOWN)
+            return _passes(now, token, beyond=beyond) or (is_fresh(now) and _is_refused(now.judge(token), token))
 
         bound_s = _LEARN_S if snapshot.judge(token) is Standing.UNKNOWN else _LOOK_S
         try:
             snapshot = await monitor.wait_until(is_settled, deadline.sooner(bound_s))
         except DeadlineExceededError as error:
-            raise PrimaryUnavailableError("the token cannot be judged while no primary answers") from error
+            snapshot = monitor.snapshot
+            if not is_fresh(snapshot) or snapshot.judge(token) is Standing.UNKNOWN:
+                raise PrimaryUnavailableError("the token cannot be judged while no primary answers") from error
     if _passes(snapshot, token, beyond=beyond):
         return
     raise HistoryLostError
@@ -91,6 +97,13 @@ async def timeline_later(monitor: TopologyMonitor, node: NodeState, came_at_s: f
     if before is None or after is None or after.timeline is None or after.started_at != before.started_at:
         raise PositionMovedError
     return after.timeline
+
+
+def _is_refused(standing: Standing, token: CausalToken) -> bool:
+    """Whether a token that does not pass after a fresh look never will; at a segment's end it may, in a moment."""
+    if standing is Standing.GOOD:
+        return token.lsn.bytes % _SEGMENT_BYTES > 1
+    return standing is Standing.LOST
 
 
 def _passes(snapshot: ClusterSnapshot, token: CausalToken, *, beyond: bool) -> bool:
