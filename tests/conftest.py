@@ -22,14 +22,14 @@ HANGING_S = 150
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--rounds=20` runs every chosen test twenty times: all of them, then all of them again."""
-    parser.addoption("--rounds", type=int, default=1, help="how often each chosen test runs")
+    """`--rounds=20` runs every chosen test marked soak twenty times: all of them, then all of them again."""
+    parser.addoption("--rounds", type=int, default=1, help="how often each test marked soak runs")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Makes the rounds; the session's cluster and service stay the same over all of them."""
     rounds = metafunc.config.getoption("rounds")
-    if rounds > 1:
+    if rounds > 1 and metafunc.definition.get_closest_marker("soak"):
         ids = [f"round{number}" for number in range(1, rounds + 1)]
         metafunc.parametrize("soak_round", range(rounds), indirect=True, scope="session", ids=ids)
 
