@@ -94,7 +94,8 @@ def reorder_writes(ops: list[Op], rng: random.Random) -> list[Op]:
     for op in ops:
         if _makes_version(op) and not op.replayed:
             for line in op.lines:
-                by_session.setdefault((op.session, line.key), []).append(op)
+                if line.version:
+                    by_session.setdefault((op.session, line.key), []).append(op)
     (_, key), (first, second) = _pick(
         [(name, pair) for name, made in by_session.items() for pair in pairwise(made)], rng
     )

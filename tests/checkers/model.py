@@ -170,9 +170,11 @@ class Shop:
             reservation = f"r{len(self.reservations)}"
             self.reservations[reservation] = "pending", lines
             shown = [line._replace(version=None, on_hand=None, reserved=None) for line in shown]
+            shown.append(Line(f"reservation:{reservation}", 1))
         elif kind != "adjust":
             self.reservations[reservation] = {"confirm": "confirmed", "release": "released"}[kind], lines
             shown = [line._replace(version=None, on_hand=None, reserved=None) for line in shown]
+            shown.append(Line(f"reservation:{reservation}", 2))
         return "ok", tuple(shown), reservation, len(self.log) - 1
 
     def finish(self):
