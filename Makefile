@@ -48,8 +48,8 @@ load: .venv/.dev ## Locust's web page, against the service that `make up` starte
 lab: .venv/.dev ## load, faults and a verdict: every scenario, every sabotage, on a cluster of its own
 	@$(BIN)/python -m loadtest all
 
-bench: .venv/.dev ## measures against pgbench on this machine, in ratios
-	@$(BIN)/python -m bench
+bench: .venv/.dev ## measures against pgbench on this machine, in ratios; needs wrk and nginx; ARGS="reads --seconds 4"
+	@$(BIN)/python -m bench $(ARGS)
 
 bench-import: .venv/.dev ## measures an import against plain copying, ARGS="--products 1000011"
 	@$(BIN)/python -m bench.import_catalogue $(ARGS)

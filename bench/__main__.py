@@ -2,18 +2,20 @@
 
 import argparse
 import importlib
-import json
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
+from bench.report import write_report
 from bench.stand import BenchError, describe_machine, open_stand
 from bench.table import Row, print_row
 
 SUBJECTS = {
+    "ways": "The same reads in many ways",
     "reads": "Reads against the same SQL by pgbench",
     "commands": "Commands, 64 clients",
+    "mixed": "Reads while commands run, one process for both",
+    "growth": "What the size of the catalogue costs",
     "headline": "8,000 reads a second through the proxy while 500 commands a second run",
 }
 
@@ -26,7 +28,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=8, help="of each measurement (8)")
     parser.add_argument("--rounds", type=int, default=3, help="of those that take turns (3)")
     parser.add_argument("--keep", type=Path, help="folder where the cluster stays for another time")
-    parser.add_argument("--results", type=Path, help="file for the results, as JSON")
+    parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="put the tables and pictures there")
     options = parser.parse_args()
     unknown = set(options.subjects) - set(SUBJECTS)
     if unknown:
@@ -51,9 +53,8 @@ def run(options: argparse.Namespace) -> int:
                 results.setdefault(name, []).append(row)
                 print_row(row)
             print(f"  ({time.monotonic() - began_s:.0f} s)")
-    if options.results:
-        written = {name: [asdict(row) for row in rows] for name, rows in results.items()}
-        options.results.write_text(json.dumps({"machine": machine, "results": written}, indent=1) + "\n")
+    if options.write:
+        write_report(options.write, machine, results)
     missed = [row.name for rows in results.values() for row in rows if not row.is_met]
     print(f"\n{len(missed)} targets missed{': ' if missed else ''}{'; '.join(missed)}")
     return 1 if missed else 0

@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from litestar import Litestar, Request, Response, post
 from sqlalchemy import text
@@ -36,7 +37,7 @@ def create_app() -> Litestar:
         await engine.dispose()
 
     @post("/inventory/adjustments", status_code=200)
-    async def adjust(request: Request) -> Response[bytes]:
+    async def adjust(request: Request[Any, Any, Any]) -> Response[bytes]:
         body = await request.json()
         line, key = body["lines"][0], request.headers["idempotency-key"]
         async with AsyncSession(engine) as session, session.begin():

@@ -199,17 +199,17 @@ def run_server(command: list[str], environ: Mapping[str, str], port: int, log: P
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=dict(environ), stdout=out, stderr=out)
     try:
-        _wait_until_ready(port, process)
+        _wait_until_ready(port, process, log)
         yield Running(f"http://127.0.0.1:{port}", process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=30)
 
 
-def _wait_until_ready(port: int, process: "subprocess.Popen[bytes]") -> None:
+def _wait_until_ready(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
     def answers() -> bool:
         if process.poll() is not None:
-            raise BenchError("a server does not start")
+            raise BenchError(f"a server does not start: {(log.read_text().splitlines() or ['no word'])[-1]}")
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
         try:
             connection.request("GET", "/health/ready")

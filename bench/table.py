@@ -13,12 +13,14 @@ class Row:
         value: with its unit.
         target: in words; empty for none.
         is_met: whether it met its target.
+        figure: the number in the value, for a picture; None where there is none.
     """
 
     name: str
     value: str
     target: str = ""
     is_met: bool = True
+    figure: float | None = None
 
     @property
     def verdict(self) -> str:

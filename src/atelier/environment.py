@@ -46,7 +46,7 @@ class Environment:
     def number(self, name: str, default: int, low: int, high: int) -> int:
         """A whole number within bounds. Raises SettingsError."""
         value = self.text(name, str(default))
-        if not re.fullmatch(r"\d{1,9}", value, re.ASCII) or not low <= int(value) <= high:
+        if not re.fullmatch(r"\d{1,15}", value, re.ASCII) or not low <= int(value) <= high:
             raise SettingsError(f"{name} takes a whole number from {low} to {high}, not {value!r}")
         return int(value)
 

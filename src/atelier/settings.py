@@ -249,7 +249,7 @@ class Settings:
                     "least-outstanding",
                 ),
                 cache_control=source.read("ATELIER_CACHE_CONTROL", parse_cache_control, "no-cache"),
-                cache_bytes=source.number("ATELIER_CACHE_BYTES", 64 * 1024 * 1024, 0, 999_999_999),
+                cache_bytes=source.number("ATELIER_CACHE_BYTES", 64 * 1024 * 1024, 0, 2**40),
                 when_primary_full=source.choice("ATELIER_WHEN_PRIMARY_FULL", ("refuse", "stalest"), "refuse"),
                 weights=source.read("ATELIER_WEIGHTS", parse_weights, ""),
             ),
