@@ -83,6 +83,20 @@ class Shop:
         return await self.post("/reservations", body, **headers)
 
 
+async def wait_until_blocked(database: "asyncpg.Connection[asyncpg.Record]", *, sessions: int = 1) -> None:
+    """Waits until a session waits for a lock that this one holds, or so many wait for any.
+
+    Asked of the locks: within a transaction the list of sessions stays as it was when it was first looked at.
+    """
+    waiting = (
+        "select count(distinct pid) from pg_locks "
+        "where not granted and ($1 > 1 or pg_backend_pid() = any(pg_blocking_pids(pid)))"
+    )
+    async with asyncio.timeout(10):
+        while await database.fetchval(waiting, sessions) < sessions:
+            await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
 async def serving(cluster: EmbeddedCluster, **settings: str) -> AsyncIterator[Service]:
     """A service of the test's own; its start and end hold up nobody who works meanwhile."""

@@ -16,7 +16,7 @@ from atelier.writes.failures import ConflictError, ConnectionLostError, translat
 from atelier.writes.primary import PrimaryGateway
 from atelier.writes.service import WriteService
 from atelier.writes.unit_of_work import UnitOfWork
-from tests.commands.conftest import Shop, new_key
+from tests.commands.conftest import Shop, new_key, wait_until_blocked
 from tests.commands.writing import (
     Proxy,
     adjustment,
@@ -221,14 +221,6 @@ async def test_client_that_hangs_up_leaves_a_whole_command_behind(shop: Shop, da
             await asyncio.sleep(0.02)
     assert found.json()["status"] == 200
     assert await on_hand(database, sku_id) == (15, 15)
-
-
-async def wait_until_blocked(database: asyncpg.Connection) -> None:
-    """Waits until some session waits for a lock that this one holds."""
-    blocked = "select count(*) from pg_stat_activity where pg_backend_pid() = any(pg_blocking_pids(pid))"
-    async with asyncio.timeout(10):
-        while not await database.fetchval(blocked):
-            await asyncio.sleep(0.01)
 
 
 async def test_connection_that_is_gone_before_the_commit_has_done_nothing(

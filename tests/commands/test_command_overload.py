@@ -18,17 +18,10 @@ from atelier.writes.inventory import change_stock
 from atelier.writes.policy import WritePolicy
 from atelier.writes.service import weigh
 from atelier.writes.unit_of_work import UnitOfWork
-from tests.commands.conftest import Shop, product
+from tests.commands.conftest import Shop, product, wait_until_blocked
 from tests.commands.writing import adjustment, make_order, open_gateway, open_writes, settings_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
-
-
-async def wait_until_blocked(database: asyncpg.Connection, sessions: int) -> None:
-    """Waits until so many sessions wait for a lock; asked of the locks, which are seen as they are also from within."""
-    async with asyncio.timeout(10):
-        while await database.fetchval("select count(distinct pid) from pg_locks where not granted") < sessions:
-            await asyncio.sleep(0.01)
 
 
 async def test_commands_beyond_the_bounded_queue_are_refused_at_once_over_http(
@@ -46,7 +39,7 @@ async def test_commands_beyond_the_bounded_queue_are_refused_at_once_over_http(
         await locking.start()
         await database.execute("select from product where id = $1 for update", made.json()["id"])
         sending = [asyncio.create_task(shop.send("PATCH", path, {"slogan": "x"})) for _ in range(room)]
-        await wait_until_blocked(database, policy.catalogue_lanes)
+        await wait_until_blocked(database, sessions=policy.catalogue_lanes)
         refused, deadline_s = [], time.monotonic() + 5
         while not refused:
             assert time.monotonic() < deadline_s, "nobody was refused"
@@ -80,7 +73,7 @@ async def test_full_stock_queue_refuses_at_once_and_finishes_what_it_took(
         async with database.transaction():
             await database.execute("select from stock where sku_id = $1 for update", sku_id)
             taken = [asyncio.create_task(service.submit(make_order(adjustment((sku_id, 1)))))]
-            await wait_until_blocked(database, 1)
+            await wait_until_blocked(database)
             taken += [asyncio.create_task(service.submit(make_order(adjustment((sku_id, 1))))) for _ in range(5)]
             await asyncio.sleep(0)
             began_s = time.monotonic()
@@ -111,7 +104,7 @@ async def test_command_of_many_lines_waits_behind_those_of_few(
         async with database.transaction():
             await database.execute("select from stock where sku_id = $1 for update", sku_id)
             tasks = [asyncio.create_task(send("first", quick))]
-            await wait_until_blocked(database, 1)
+            await wait_until_blocked(database)
             tasks += [asyncio.create_task(send("bulk", bulk)) for _ in range(2)]
             await asyncio.sleep(0)
             tasks += [asyncio.create_task(send("quick", quick)) for _ in range(3)]

@@ -6,7 +6,7 @@ import re
 import asyncpg
 import pytest
 
-from tests.commands.conftest import Shop
+from tests.commands.conftest import Shop, wait_until_blocked
 
 pytestmark = pytest.mark.anyio
 
@@ -110,7 +110,7 @@ async def test_confirm_after_the_expiry_is_refused_before_it_was_swept(
     async with database.transaction():
         await database.execute("update reservation set expires_at = clock_timestamp() where reservation_id = $1", held)
         confirming = asyncio.create_task(shop.post(f"/reservations/{held}/confirm"))
-        await _wait_until_blocked(database)
+        await wait_until_blocked(database)
     refused = await confirming
     assert (refused.status_code, refused.json()["type"]) == (409, "/problems/reservation-expired")
 
@@ -152,11 +152,3 @@ async def test_writer_can_only_append_to_ledger_and_audit(
     column = "sealed_at" if table == "audit_seal" else "at"
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await database.execute(statement.format(table, column))
-
-
-async def _wait_until_blocked(database: asyncpg.Connection) -> None:
-    """Waits until some session waits for a lock that this one holds."""
-    blocked = "select count(*) from pg_stat_activity where pg_backend_pid() = any(pg_blocking_pids(pid))"
-    async with asyncio.timeout(10):
-        while not await database.fetchval(blocked):
-            await asyncio.sleep(0.01)
