@@ -508,7 +508,7 @@ async def test_misses_are_counted_by_reason(desk: Desk) -> None:
     """What an operator sees when memory does not help."""
 
     def counted(reason: str) -> float:
-        return float(CACHE_MISSES._metric.labels(reason)._value.get())
+        return CACHE_MISSES.value(reason)
 
     reasons = ("absent", "behind", "bound", "history", "unheard")
     before = {reason: counted(reason) for reason in reasons}

@@ -24,6 +24,8 @@ class Asker:
         self._settings = settings
         self._keys = keys
         self._clock = clock
+        reads = settings.reads
+        self._policies = {word: Policy(level, reads.max_lag_ms, reads.strategy) for word, level in _PLAIN.items()}
 
     def read(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> tuple[Ask, bool]:
         """Reads the headers.
@@ -51,12 +53,11 @@ class Asker:
         )
 
     def _policy(self, consistency: str | None, token: CausalToken | None) -> Policy:
-        reads = self._settings.reads
         word = consistency.strip() if consistency is not None else "eventual" if token is None else "causal"
-        if word in _PLAIN:
-            return Policy(_PLAIN[word], reads.max_lag_ms, reads.strategy)
+        if word in self._policies:
+            return self._policies[word]
         if bounded := _BOUNDED.fullmatch(word):
-            return Policy("bounded", int(bounded[1]), reads.strategy)
+            return Policy("bounded", int(bounded[1]), self._settings.reads.strategy)
         raise ProblemError(
             "invalid-request",
             "Atelier-Consistency takes eventual, bounded; max-lag-ms=N, causal or strong",
