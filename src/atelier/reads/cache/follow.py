@@ -21,7 +21,7 @@ from atelier.token import CausalToken
 from atelier.topology.monitor import TopologyMonitor
 from atelier.topology.state import ClusterSnapshot, NodeState, Observation
 
-# What is kept stands at a position that is one to two of these old. A look costs a fifth of a millisecond.
+# What is kept stands at a position that is one to two of these old.
 LOOK_INTERVAL_S = 0.02
 # When nobody has asked for anything for a while; well below the time after which a source vouches for nothing.
 IDLE_AFTER_S = 5.0
