@@ -1,6 +1,7 @@
 """Gathers what arrives while others are being carried out, and hands it over in batches. Knows nothing of commands.
 
-A lone item is never delayed: it waits for no company, only for a free lane. Batches form because the lanes are busy.
+A lone item is never delayed: it waits for no company, only for a free lane. Batches form because the lanes are busy,
+and stay because who was answered together is let come back together.
 """
 
 import asyncio
@@ -22,6 +23,12 @@ _SMALLEST_BATCH = 32
 # A second lane leaves what waits to the first one for this long, because one batch of all costs less than two of half;
 # then it helps: the first one may stand before a lock.
 _PATIENCE_S = 0.02
+# Who was answered together comes back together. After a batch of so many the lane waits as long as items keep coming,
+# one in so many seconds, and no longer than so many times that: or the first to come back would be carried out alone,
+# at the price of a transaction, while the others wait for it.
+_COMPANY = 8
+_GAP_S = 0.001
+_MOST_GAPS = 10
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +38,11 @@ class _Ticket(Generic[Item, Result]):
     item: Item
     future: "asyncio.Future[Result]"
     is_started: bool = False
+
+    def give_up(self) -> None:
+        """The deadline has come."""
+        if not self.future.done():
+            self.future.set_exception(OutcomeUnknownError() if self.is_started else OverloadedError())
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +144,17 @@ class Combiner(Generic[Item, Result]):
         """
         if self._is_closing or self.waiting >= self._limits.waiting:
             raise OverloadedError
-        ticket: _Ticket[Item, Result] = _Ticket(item, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        ticket: _Ticket[Item, Result] = _Ticket(item, loop.create_future())
         queue = self._bulk if is_bulk else self._interactive
         queue.append(ticket)
         self._wake_one()
+        timer = loop.call_later(deadline.remaining_s(), ticket.give_up)
         try:
-            # Shielded: nobody who stops waiting takes the result away from a batch that is under way.
-            async with asyncio.timeout(deadline.remaining_s()):
-                return await asyncio.shield(ticket.future)
-        except TimeoutError as error:
-            raise (OutcomeUnknownError if ticket.is_started else OverloadedError) from error
+            # Who stops waiting takes nothing away from a batch that is under way: that is the lane's.
+            return await ticket.future
         finally:
+            timer.cancel()
             if not ticket.is_started:
                 with contextlib.suppress(ValueError):
                     queue.remove(ticket)
@@ -171,10 +183,22 @@ class Combiner(Generic[Item, Result]):
             started_s = self._clock()
             self._running += 1
             await self._carry_out(batch)
+            self._size.learn(len(batch), self._clock() - started_s)
+            if len(batch) >= _COMPANY:
+                await self._let_gather()
             self._running -= 1
             finished, self._finished = self._finished, asyncio.Event()
             finished.set()
-            self._size.learn(len(batch), self._clock() - started_s)
+
+    async def _let_gather(self) -> None:
+        """Waits while items keep coming and there is room for them in the next batch."""
+        for _ in range(_MOST_GAPS):
+            before = self.waiting
+            if before >= self._size.now or self._is_closing:
+                return
+            await asyncio.sleep(_GAP_S)
+            if self.waiting == before:
+                return
 
     async def _leave_it_to_others(self) -> None:
         """Waits until a lane that is busy now is free, and takes what waits; not for long."""
