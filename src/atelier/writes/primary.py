@@ -213,7 +213,8 @@ class PrimaryGateway:
             password=self._settings.writer_password,
             database=self._settings.database,
             timeout=self._settings.timeouts.connect_ms / 1000,
-            server_settings={"application_name": "atelier-writes"},
+            # Statements take arrays: one plan does for all of them, and planning a batch takes as long as running it.
+            server_settings={"application_name": "atelier-writes", "plan_cache_mode": "force_generic_plan"},
         )
         try:
             self._check(await connection.fetchrow(_CHECK, timeout=self._settings.timeouts.connect_ms / 1000))
