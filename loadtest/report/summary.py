@@ -15,7 +15,7 @@ def summarise(plan: Plan, result: Result, *, machine: dict[str, object]) -> dict
     total = result.meter.all
     return {
         "scenario": plan.scenario.name,
-        "summary": plan.scenario.summary,
+        "summary": plan.scenario.summary + (f"; broken on purpose: {plan.sabotage}" if plan.sabotage else ""),
         "state": conclude(result.verdicts).value,
         "breaks": count_breaks(result.verdicts),
         "verdicts": [verdict.document() for verdict in result.verdicts],

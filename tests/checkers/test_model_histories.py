@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loadtest.checkers.registry import CHECKERS, check_history, conclude
+from loadtest.checkers.registry import CHECKERS, COUNTED, MEANINGS, check_history, conclude
 from loadtest.history.store import MemoryHistory
 from loadtest.sabotage.tamper import TAMPERS, NothingToBreakError
 from tests.checkers.model import make_history
@@ -50,6 +50,12 @@ def test_every_tampering_finds_something_to_break(name):
     """The property above is not empty: in a history of some length there is always something to break."""
     rng = random.Random(1)
     TAMPERS[name].apply(make_history(rng, 400), rng)
+
+
+def test_every_checker_says_what_it_means():
+    """The report explains each guarantee, and counts none that is not there."""
+    assert set(MEANINGS) == set(CHECKERS)
+    assert {name for names in COUNTED.values() for name in names} < set(CHECKERS)
 
 
 def test_every_checker_that_decides_has_a_tampering():

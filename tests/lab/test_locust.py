@@ -25,6 +25,34 @@ def test_lab_imports_nothing_of_the_service():
             assert not [name for name in names if name.split(".")[0] == "atelier"], path
 
 
+EXAMPLE = r"""
+import re, sys
+from functools import partial
+from types import SimpleNamespace
+from loadtest.scenarios.model import *
+from loadtest.users.shoppers import Onlooker
+from loadtest.users.staff import Warehouse
+
+block = re.search(r"```python\n(Scenario\(.*?)```", sys.stdin.read(), re.DOTALL)[1]
+scenario = eval(block)
+done = []
+cluster = SimpleNamespace(cluster=lambda *words: done.append(words))
+for fault in scenario.faults(SimpleNamespace(embedded=cluster, replicas=("pg2", "pg3"))):
+    fault.inflict()
+    fault.mend()
+assert done == [("freeze", "pg2"), ("thaw", "pg2"), ("freeze", "pg3"), ("thaw", "pg3")], done
+"""
+
+
+def test_scenario_in_the_guide_is_one():
+    """What the guide shows can be put into the list as it stands."""
+    guide = (ROOT / "docs" / "lab.md").read_text()
+    done = subprocess.run(
+        [sys.executable, "-c", EXAMPLE], cwd=ROOT, input=guide, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_web_page_of_locust_offers_the_labs_users(free_port):
     """`make load` opens it; users and options of the lab are there, but not the key, which everybody could read."""
     command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--web-host", "127.0.0.1"]
