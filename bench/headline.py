@@ -4,8 +4,8 @@ Arrivals are scheduled; what could only leave late counts as waited. Everything 
 proxy, one process for reads, one for commands, three PostgreSQL servers.
 """
 
-import re
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from bench.commands import pick_spread
 from bench.load import MIX, Commands, Load, Reads, parse_load, run_load, start_load
 from bench.mixed import read_lags_ms
-from bench.reads import connect
+from bench.reads import PRODUCT, RELATED, STYLES
 from bench.stand import Running, Stand, find_free_port, find_tool, run_server
 from bench.table import Row
 
@@ -25,7 +25,7 @@ _STEP_PER_S, _STEP_SECONDS = 1_000, 10
 _CONNECTIONS, _COMMAND_CONNECTIONS = 256, 64
 # A gibibyte keeps the last tenth of a million products with their styles and related products.
 MEMORY = {"ATELIER_CACHE_BYTES": str(2**30)}
-_WARM_SECONDS, _MOST_WARM, _WARM = 6, 30, 0.97
+_WARM_SECONDS, _MOST_WARM_S = 10, 240
 
 _NGINX = """
 daemon off;
@@ -76,7 +76,7 @@ class Both:
 def measure(stand: Stand) -> Iterator[Row]:
     """All rows of this subject."""
     with deploy(stand) as (proxy, reads, writes):
-        warm_up(stand, proxy, reads)
+        warm_up(stand, proxy)
         main = run_both(stand, proxy, READS_PER_S, COMMANDS_PER_S, seconds=_SECONDS)
         lags = ", ".join(f"{lag_ms:.0f} ms" for lag_ms in read_lags_ms(proxy))
         memory = [f"{mib:,.0f}" for mib in (*reads.memory_mib(), *writes.memory_mib())]
@@ -110,26 +110,15 @@ def deploy(stand: Stand) -> Iterator[tuple[Running, Running, Running]]:
             yield proxy, reads, writes
 
 
-def warm_up(stand: Stand, proxy: Running, reads: Running) -> None:
-    """Asks for everything until nearly everything is answered from memory, or for three minutes."""
-    what = Reads(MIX, stand.span, by_zipf=True)
-    for _ in range(_MOST_WARM):
-        before = count_answers(reads)
-        run_load(proxy.url, what, stand.folder, seconds=_WARM_SECONDS, connections=64)
-        hits, misses = (now - then for now, then in zip(count_answers(reads), before, strict=True))
-        if hits >= _WARM * (hits + misses):
-            return
-
-
-def count_answers(service: Running) -> tuple[float, float]:
-    """How many answers came from memory, and how many could not."""
-    with connect(service) as send:
-        text = send("GET", "/metrics")[2].decode()
-    hits, misses = (
-        sum(float(value) for value in re.findall(rf"^atelier_cache_{name}_total\S* (\S+)$", text, re.MULTILINE))
-        for name in ("hits", "misses")
-    )
-    return hits, misses
+def warm_up(stand: Stand, proxy: Running) -> None:
+    """Asks once for everything that will be asked for, so that it is in memory."""
+    paths, (low, high) = (PRODUCT, STYLES, RELATED), stand.span
+    walked, until_s = 0, time.monotonic() + _MOST_WARM_S
+    while walked < len(paths) * (high - low + 1) and time.monotonic() < until_s:
+        what = Reads(paths, stand.span, walked=walked)
+        load = run_load(proxy.url, what, stand.folder, seconds=_WARM_SECONDS, connections=64)
+        walked += int(0.98 * load.per_s * _WARM_SECONDS)
+    run_load(proxy.url, Reads(MIX, stand.span, by_zipf=True), stand.folder, seconds=_WARM_SECONDS, connections=64)
 
 
 def run_both(stand: Stand, proxy: Running, reads_per_s: float, commands_per_s: float, *, seconds: int) -> Both:

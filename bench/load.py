@@ -54,14 +54,16 @@ end
 # Half of the ids by Zipf (the k-th most wanted is wanted 1/k as often), half evenly over the last tenth.
 _READS = """
 local paths, headers, by_zipf = {{{paths}}}, {headers}, {by_zipf}
-local low, high, logs = {low}, {high}, math.log({high} - {low} + 1)
+local low, high, logs, walked = {low}, {high}, math.log({high} - {low} + 1), {walked}
 local function draw_id()
+  if walked then walked = walked + 1; return low + math.floor(walked / #paths) % (high - low + 1) end
   if by_zipf and math.random() < 0.5 then return low + math.floor(math.exp(math.random() * logs)) - 1 end
   return math.random(low, high)
 end
 request = function()
-  local path = paths[math.random(#paths)]
-  return wrk.format("GET", (path:gsub("ID", draw_id()):gsub("PAGE", math.random(1, 1000))), headers)
+  local id = draw_id()
+  local path = paths[walked and walked % #paths + 1 or math.random(#paths)]
+  return wrk.format("GET", (path:gsub("ID", id):gsub("PAGE", math.random(1, 1000))), headers)
 end
 """
 _COMMANDS = """
@@ -106,12 +108,14 @@ class Reads:
         span: the first and the last id.
         headers: sent with every request.
         by_zipf: half of the ids by Zipf, not all evenly.
+        walked: not drawn at all but every path of every id in turn, behind so many; None to draw.
     """
 
     paths: Sequence[str]
     span: tuple[int, int]
     headers: dict[str, str] = field(default_factory=dict)
     by_zipf: bool = False
+    walked: int | None = None
 
     def script(self) -> str:
         """For the generator."""
@@ -119,6 +123,7 @@ class Reads:
         return _READS.format(
             paths=", ".join(map(json.dumps, self.paths)), low=self.span[0], high=self.span[1],
             headers=f"{{{headers}}}", by_zipf=str(self.by_zipf).lower(),
+            walked="nil" if self.walked is None else self.walked,
         )  # fmt: skip
 
 
