@@ -26,11 +26,22 @@ def find_leader(stack: Stack) -> str | None:
     return next((name for name, member in members(stack).items() if member["Role"] == "Leader"), None)
 
 
+def await_leader(stack: Stack, *, but: str | None = None, within_s: float) -> str:
+    """Waits until a node leads, another one than the one named; gives its name."""
+    found: list[str] = []
+
+    def leads() -> bool:
+        leader = find_leader(stack)
+        found[:] = [leader] if leader is not None and leader != but else []
+        return bool(found)
+
+    wait_for(leads, within_s=within_s, what="a leader" if but is None else f"another leader than {but}")
+    return found[0]
+
+
 def await_whole(stack: Stack) -> tuple[str, str]:
     """Waits until one node leads and both others stream from it; gives the leader and one of the others."""
-    wait_for(lambda: find_leader(stack) is not None, within_s=90, what="a leader")
-    leader = find_leader(stack)
-    assert leader is not None
+    leader = await_leader(stack, within_s=90)
     others = sorted(set(NODES) - {leader})
     await_streaming(stack, *others, node=leader, within_s=120)
     return leader, others[0]
@@ -38,10 +49,7 @@ def await_whole(stack: Stack) -> tuple[str, str]:
 
 def await_other_leader(stack: Stack, old: str) -> str:
     """Waits until another node leads."""
-    wait_for(lambda: find_leader(stack) not in (None, old), within_s=TTL_S + MARGIN_S, what="another leader")
-    leader = find_leader(stack)
-    assert leader is not None
-    return leader
+    return await_leader(stack, but=old, within_s=TTL_S + MARGIN_S)
 
 
 def view(stack: Stack) -> dict[str, dict[str, object]]:

@@ -13,7 +13,6 @@ from tests.e2e.patroni import (
     await_other_leader,
     await_view,
     await_whole,
-    find_leader,
     is_standby,
 )
 from tests.e2e.stack import Stack, wait_for
@@ -84,8 +83,7 @@ def test_a_switchover_loses_nothing_and_needs_no_change_of_ours(
         await_standby(ha, old)
         commands.wait_for_more(100)
     check_outcome(ha, commands, reads, leader=new)
-    assert find_leader(ha) == new
-    await_whole(ha)
+    assert await_whole(ha)[0] == new
     after = await_view(ha, new)
     assert after[new]["timeline"] == before[old]["timeline"] + 1
     assert active_slots(ha, new) == {node.replace("-", "_") for node in NODES if node != new}
@@ -164,10 +162,11 @@ def test_the_loss_of_one_standby_and_of_one_etcd_stops_nothing(
         commands.wait_for_more(200)
         ha.compose("start", other, "etcd-1")
         wait_for(lambda: is_standby(ha, other), within_s=120, what="the standby streaming again")
-    assert find_leader(ha) == leader
+    assert await_whole(ha)[0] == leader
     check_outcome(ha, commands, reads, leader=leader)
 
 
+@pytest.mark.slow
 def test_restarting_each_container_in_turn_loses_nothing(ha: Stack, whole: tuple[str, str], skus: list[int]) -> None:
     """All nodes and all etcd, the leader among them, under load; nothing is cloned."""
     files = {node: identify_files(ha, node) for node in NODES}
