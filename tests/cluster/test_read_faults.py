@@ -283,6 +283,24 @@ async def test_reads_on_the_primary_are_capped_and_the_rest_is_refused_at_once(
         assert (await reading.product(product_id)).node == "pg1"
 
 
+async def test_ejected_replicas_answer_when_the_primary_takes_no_more(cluster: EmbeddedCluster, shop: Shop) -> None:
+    """A process that got no processor for a moment takes all replicas for silent: nobody is refused for that."""
+    changes = {
+        "ATELIER_PRIMARY_READ_CONNECTIONS": "1",
+        "ATELIER_PRIMARY_READ_WAITING": "1",
+        "ATELIER_MERGED_READS": "1",
+    }
+    async with open_reading(make_settings(cluster, changes)) as reading:
+        product_id = await make_visible_product(reading, shop)
+        for name in REPLICAS:
+            observed = reading.monitor.snapshot.node(name).observation
+            reading.pools.health.begin(name, observed.started_at)
+            assert reading.pools.health.fail(name)
+        answers = await asyncio.gather(*(reading.product(product_id) for _ in range(30)))
+        assert {answer.node for answer in answers} > {"pg1"}
+        assert {answer.reason for answer in answers if answer.node in REPLICAS} <= {"ejected-replica", "replica"}
+
+
 async def test_over_the_cap_the_least_stale_replica_answers_where_the_settings_say_so(
     cluster: EmbeddedCluster, shop: Shop
 ) -> None:
