@@ -4,6 +4,7 @@ Arrivals are scheduled; what could only leave late counts as waited. Everything 
 proxy, one process for reads, one for commands, three PostgreSQL servers.
 """
 
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from bench.commands import pick_spread
 from bench.load import MIX, Commands, Load, Reads, parse_load, run_load, start_load
 from bench.mixed import read_lags_ms
-from bench.reads import PRODUCT, RELATED, STYLES
+from bench.reads import PRODUCT, RELATED, STYLES, connect
 from bench.stand import Running, Stand, find_free_port, find_tool, run_server
 from bench.table import Row
 
@@ -77,7 +78,9 @@ def measure(stand: Stand) -> Iterator[Row]:
     """All rows of this subject."""
     with deploy(stand) as (proxy, reads, writes):
         warm_up(stand, proxy)
+        before = count_answers(reads)
         main = run_both(stand, proxy, READS_PER_S, COMMANDS_PER_S, seconds=_SECONDS)
+        hits, misses = (now - then for now, then in zip(count_answers(reads), before, strict=True))
         lags = ", ".join(f"{lag_ms:.0f} ms" for lag_ms in read_lags_ms(proxy))
         memory = [f"{mib:,.0f}" for mib in (*reads.memory_mib(), *writes.memory_mib())]
         knee, beyond = find_knee(stand, proxy, main)
@@ -91,6 +94,7 @@ def measure(stand: Stand) -> Iterator[Row]:
         Row("median", f"{main.reads.p50_ms:.1f} ms"),
         Row("commands meanwhile", f"{main.commands.per_s:,.0f}/s, p99 {main.commands.p99_ms:.0f} ms",
             f">= {COMMANDS_PER_S}/s", main.commands.per_s >= 0.97 * COMMANDS_PER_S),
+        Row("reads answered from memory", f"{100 * hits / max(1.0, hits + misses):.1f} %"),
         Row("lag of the replicas right after", lags),
         Row("memory of the processes, MiB", " + ".join(memory)),
         Row("the knee: the last good rate, with the commands", f"{knee:,}/s"),
@@ -136,10 +140,34 @@ def run_both(stand: Stand, proxy: Running, reads_per_s: float, commands_per_s: f
 
 
 def find_knee(stand: Stand, proxy: Running, main: Both) -> tuple[int, str]:
-    """Raises the rate until it is no longer kept: the last good one, and what the next one was like."""
-    rate, both, good = READS_PER_S, main, 0
-    while both.is_good(rate):
-        good, rate = rate, rate + _STEP_PER_S
+    """Raises the rate until it is no longer kept, or lowers it until it is.
+
+    Returns:
+        The highest good rate, 0 for none, and what the lowest that was not good was like.
+    """
+    good, bad = (READS_PER_S, None) if main.is_good(READS_PER_S) else (0, (READS_PER_S, main))
+    step = _STEP_PER_S if good else -_STEP_PER_S
+    rate = READS_PER_S + step
+    while rate > 0 and not (good and bad):
         both = run_both(stand, proxy, rate, COMMANDS_PER_S, seconds=_STEP_SECONDS)
-    words = f"{rate:,}/s asked: {both.reads.per_s:,.0f}/s, p99 {both.p99_ms:,.0f} ms, {both.reads.errors} errors"
+        if both.is_good(rate):
+            good = rate
+        else:
+            bad = rate, both
+        rate += step
+    if bad is None:
+        return good, ""
+    asked, both = bad
+    words = f"{asked:,}/s asked: {both.reads.per_s:,.0f}/s, p99 {both.p99_ms:,.0f} ms, {both.reads.errors} errors"
     return good, words
+
+
+def count_answers(service: Running) -> tuple[float, float]:
+    """How many answers came from memory, and how many could not."""
+    with connect(service) as send:
+        text = send("GET", "/metrics")[2].decode()
+    hits, misses = (
+        sum(float(value) for value in re.findall(rf"^atelier_cache_{name}_total\S* (\S+)$", text, re.MULTILINE))
+        for name in ("hits", "misses")
+    )
+    return hits, misses
