@@ -4,6 +4,7 @@ A session has one cluster, one primary and two replicas, that no test may break;
 with `make_cluster`. Tests of replicas must commit, so they keep apart by random keys and ids.
 """
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from threading import Timer
@@ -32,6 +33,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if rounds > 1 and metafunc.definition.get_closest_marker("soak"):
         ids = [f"round{number}" for number in range(1, rounds + 1)]
         metafunc.parametrize("soak_round", range(rounds), indirect=True, scope="session", ids=ids)
+
+
+# A shell has what runs in its background ignore Ctrl-C, and the commands that tests interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

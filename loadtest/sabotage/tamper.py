@@ -135,7 +135,7 @@ def exceed_bound(ops: list[Op], rng: random.Random) -> list[Op]:
 
 def answer_from_deposed(ops: list[Op], rng: random.Random) -> list[Op]:
     """A strong read was answered by one who is no primary any more."""
-    write = _pick([op for op in ops if _makes_version(op)], rng)
+    write = _pick([op for op in ops if _makes_version(op) and not op.replayed], rng)
     line = next(line for line in write.lines if line.version)
     read = _late_read(ops, "saboteur", line.key, (line.version or 0) - 1)
     return renumber([*ops, read._replace(mode="strong", tokened=False)])

@@ -16,6 +16,7 @@ _LEARN_S = 3.0
 # the switch stands at the segment's end, or a byte into what follows, while the primary still fills the rest and says
 # less, for some 10 or 100 ms. All segment sizes are multiples of this.
 _SEGMENT_BYTES = 1024 * 1024
+_LARGEST_SEGMENT_BYTES = 1024 * 1024 * 1024
 
 
 async def admit(monitor: TopologyMonitor, token: CausalToken, deadline: Deadline, *, beyond: bool) -> None:
@@ -39,7 +40,7 @@ async def admit(monitor: TopologyMonitor, token: CausalToken, deadline: Deadline
         is_fresh = monitor.is_fresh_from_now()
 
         def is_settled(now: ClusterSnapshot) -> bool:
-            return _passes(now, token, beyond=beyond) or (is_fresh(now) and _is_refused(now.judge(token), token))
+            return _passes(now, token, beyond=beyond) or (is_fresh(now) and _is_refused(now, token))
 
         bound_s = _LEARN_S if snapshot.judge(token) is Standing.UNKNOWN else _LOOK_S
         try:
@@ -99,11 +100,18 @@ async def timeline_later(monitor: TopologyMonitor, node: NodeState, came_at_s: f
     return after.timeline
 
 
-def _is_refused(standing: Standing, token: CausalToken) -> bool:
-    """Whether a token that does not pass after a fresh look never will; at a segment's end it may, in a moment."""
-    if standing is Standing.GOOD:
-        return token.lsn.bytes % _SEGMENT_BYTES > 1
-    return standing is Standing.LOST
+def _is_refused(snapshot: ClusterSnapshot, token: CausalToken) -> bool:
+    """Whether a token that does not pass after a fresh look never will."""
+    standing = snapshot.judge(token)
+    return standing is Standing.LOST or (standing is Standing.GOOD and not _ends_segment(snapshot, token))
+
+
+def _ends_segment(snapshot: ClusterSnapshot, token: CausalToken) -> bool:
+    """Whether a position may be the end of the segment that the primary is filling: it will be there in a moment."""
+    primary = snapshot.position()
+    if primary is None or token.lsn.bytes % _SEGMENT_BYTES > 1:
+        return False
+    return token.lsn.bytes - primary.lsn.bytes <= _LARGEST_SEGMENT_BYTES
 
 
 def _passes(snapshot: ClusterSnapshot, token: CausalToken, *, beyond: bool) -> bool:
