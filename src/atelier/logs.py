@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 # A line waits this long for company, or until there is so much of it: a write for every request, between which other
-# threads get at the interpreter, costs as much as a quarter of a read.
+# threads get at the interpreter, costs as much as a fifth of a read.
 _GATHER_S = 0.1
 _GATHER_BYTES = 65_536
 
