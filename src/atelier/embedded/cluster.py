@@ -15,10 +15,8 @@ from atelier.embedded.lock import hold_lock
 from atelier.embedded.node import Node, Server, remove
 from atelier.embedded.opening import Say, add_nodes, check_complete, check_major, make_nodes_folder, make_server
 from atelier.embedded.ports import FIRST, SPREAD, find_free, is_free
-from atelier.embedded.waiting import wait_for
 
 _LOCK_S = 5.0
-_PAUSE_S = 60.0
 _MOST_REPLICAS = 8
 _PORT_TRIES = 5
 
@@ -206,15 +204,12 @@ class EmbeddedCluster:
     def pause_replay(self, name: str) -> None:
         """Lets a replica receive, but not show, what the primary writes from now on."""
         with self._operate():
-            self._replica(name).sql("select pg_wal_replay_pause()")
-            paused = "select pg_get_wal_replay_pause_state() = 'paused'"
-            if not wait_for(lambda: self.node(name).sql(paused) == "t", timeout_s=_PAUSE_S):
-                raise EmbeddedError(f"{name} does not pause")
+            self._replica(name).pause_replay()
 
     def resume_replay(self, name: str) -> None:
         """Lets a replica show what it has received."""
         with self._operate():
-            self._replica(name).sql("select pg_wal_replay_resume()")
+            self._replica(name).resume_replay()
 
     def delay_apply(self, name: str, delay_ms: int) -> None:
         """Lets a replica show each commit so much later than it was made, until the node's next start or promotion.
@@ -224,9 +219,7 @@ class EmbeddedCluster:
             delay_ms: 0 for no delay.
         """
         with self._operate():
-            node = self._replica(name)
-            node.sql(f"alter system set recovery_min_apply_delay = '{int(delay_ms)}ms'")
-            node.reload()
+            self._replica(name).delay_apply(delay_ms)
 
     def promote(self, name: str) -> None:
         """Makes a replica the primary, and the others follow it.

@@ -21,6 +21,7 @@ _STOP_FAST_S = 30.0
 _STOP_IMMEDIATE_S = 10.0
 _KILL_S = 10.0
 _SQL_S = 30.0
+_PAUSE_S = 60.0
 _UP = frozenset({"ready", "standby"})
 _LOG_TAIL_BYTES = 20_000
 
@@ -165,6 +166,26 @@ class Node:
         """Ends the server as a crash would."""
         if not process.kill(self._must_run(), timeout_s=_KILL_S):
             raise EmbeddedError(f"{self.name} cannot be killed")
+
+    def pause_replay(self) -> None:
+        """Lets the standby receive, but not show, what the primary writes from now on.
+
+        Raises:
+            EmbeddedError: it does not pause in time.
+        """
+        self.sql("select pg_wal_replay_pause()")
+        paused = "select pg_get_wal_replay_pause_state() = 'paused'"
+        if not wait_for(lambda: self.sql(paused) == "t", timeout_s=_PAUSE_S):
+            raise EmbeddedError(f"{self.name} does not pause")
+
+    def resume_replay(self) -> None:
+        """Lets the standby show what it has received."""
+        self.sql("select pg_wal_replay_resume()")
+
+    def delay_apply(self, delay_ms: int) -> None:
+        """Lets the standby show each commit so many milliseconds late; 0 for no delay."""
+        self.sql(f"alter system set recovery_min_apply_delay = '{int(delay_ms)}ms'")
+        self.reload()
 
     def freeze(self) -> None:
         """Stops all its processes where they are."""

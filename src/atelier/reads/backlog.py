@@ -84,7 +84,12 @@ def _find_file(client: Address) -> int | None:
 
 def _copy(number: int) -> socket.socket:
     """A copy to look at: whatever the server does with its own meanwhile, this one stays what it is."""
-    return socket.socket(fileno=os.dup(number))
+    copied = os.dup(number)
+    try:
+        return socket.socket(fileno=copied)
+    except OSError:
+        os.close(copied)
+        raise
 
 
 def _count_unsent(connection: socket.socket) -> int:
