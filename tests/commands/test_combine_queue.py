@@ -65,6 +65,27 @@ async def test_what_arrives_meanwhile_goes_together_in_arrival_order() -> None:
     assert [str(result) for result in results] == ["A", "B", "bad", "C"]
 
 
+async def test_who_was_answered_together_is_carried_out_together_again() -> None:
+    """They come back one a turn of the loop: the first of them is not carried out alone while the others arrive."""
+    work = Work()
+    work.gate.clear()
+
+    async def come_back(turns: int) -> None:
+        await combiner.submit(f"first{turns}", soon())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await combiner.submit(f"again{turns}", soon())
+
+    async with Combiner(work, LIMITS, clock=time.monotonic) as combiner:
+        ahead = asyncio.create_task(combiner.submit("ahead", soon()))
+        await until(lambda: work.batches)
+        tasks = [asyncio.create_task(come_back(turns)) for turns in range(10)]
+        await until(lambda: combiner.waiting == 10)
+        work.gate.set()
+        await asyncio.gather(ahead, *tasks)
+    assert [len(batch) for batch in work.batches] == [1, 10, 10]
+
+
 async def test_interactive_goes_before_bulk() -> None:
     """Whoever waits in front of a screen passes an import of a thousand lines."""
     work = Work()
