@@ -1,38 +1,58 @@
 """What both sides use of ASGI itself: a request's headers by name, and an answer that is finished."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from litestar.types import Receive, Scope, Send
 
 
 class RequestHeaders(Mapping[str, str]):
-    """The headers of a request, by name in any case. The framework's own are made for more than a read looks at."""
+    """The headers of a request, by name in any case. The framework's own are made for more than a read looks at.
+
+    Attributes:
+        raw: the same as they came, by name in lower case.
+    """
+
+    __slots__ = ("raw",)
 
     def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
         """Takes them as ASGI has them: names in lower case."""
-        self._raw = dict(raw)
+        self.raw = dict(raw)
 
     def __getitem__(self, name: str) -> str:
         """The value of a header; of one that was sent twice, the last."""
-        return self._raw[name.lower().encode("latin-1")].decode("latin-1")
+        return self.raw[_to_raw(name)].decode("latin-1")
 
     def get(self, name: str, default: Any = None) -> Any:
         """The same, or the default: without the exception that most look-ups would end in."""
-        value = self._raw.get(name.lower().encode("latin-1"))
+        value = self.raw.get(_to_raw(name))
         return default if value is None else value.decode("latin-1")
 
     def __contains__(self, name: object) -> bool:
         """Whether it was sent."""
-        return isinstance(name, str) and name.lower().encode("latin-1") in self._raw
+        return isinstance(name, str) and _to_raw(name) in self.raw
 
     def __iter__(self) -> Iterator[str]:
         """The names, in lower case."""
-        return (name.decode("latin-1") for name in self._raw)
+        return (name.decode("latin-1") for name in self.raw)
 
     def __len__(self) -> int:
         """How many names there are."""
-        return len(self._raw)
+        return len(self.raw)
+
+
+def headers_of(scope: Any) -> RequestHeaders:
+    """The headers of a request, taken apart once for all who ask."""
+    headers: RequestHeaders | None = scope.get("atelier.headers")
+    if headers is None:
+        headers = scope["atelier.headers"] = RequestHeaders(scope["headers"])
+    return headers
+
+
+@lru_cache(maxsize=256)
+def _to_raw(name: str) -> bytes:
+    return name.lower().encode("latin-1")
 
 
 class Sent:

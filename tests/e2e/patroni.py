@@ -40,10 +40,20 @@ def await_leader(stack: Stack, *, but: str | None = None, within_s: float) -> st
 
 
 def await_whole(stack: Stack) -> tuple[str, str]:
-    """Waits until one node leads and both others stream from it; gives the leader and one of the others."""
+    """Waits until one node leads, both others stream from it, and a quorum has the say over commits where it shall.
+
+    Gives the leader and one of the others. Patroni asks for the quorum only some seconds after standbys stream.
+    """
     leader = await_leader(stack, within_s=90)
     others = sorted(set(NODES) - {leader})
     await_streaming(stack, *others, node=leader, within_s=120)
+    if stack.environ.get("ATELIER_SYNCHRONOUS_MODE", "quorum") == "quorum":
+        states = "select sync_state from pg_stat_replication"
+        wait_for(
+            lambda: stack.sql(leader, states) == [["quorum"]] * len(others),
+            within_s=60,
+            what="both standbys in the quorum",
+        )
     return leader, others[0]
 
 

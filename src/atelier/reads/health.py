@@ -28,7 +28,11 @@ class _Record:
 
 
 class NodeHealth:
-    """What one process has lived through with each node."""
+    """What one process has lived through with each node.
+
+    Attributes:
+        changes: rises whenever `is_out` may have changed by anything but time.
+    """
 
     def __init__(self, limits: Ejection, *, trial_s: float, clock: Clock) -> None:
         """Takes the limits, how long a trial may take before another may begin, and a monotonic clock."""
@@ -36,6 +40,7 @@ class NodeHealth:
         self._trial_s = trial_s
         self._clock = clock
         self._records: dict[str, _Record] = {}
+        self.changes = 0
 
     def is_out(self, name: str) -> bool:
         """Whether the node is to be left alone now: ejected, or on trial by another read."""
@@ -61,8 +66,10 @@ class NodeHealth:
         if record.started_at != started_at:
             # Another server start has done nothing wrong yet.
             self._records[name] = _Record(started_at)
+            self.changes += 1
         elif record.ejected_until_s is not None:
             record.trial_until_s = self._clock() + self._trial_s
+            self.changes += 1
 
     def succeed(self, name: str, took_ms: float) -> bool:
         """The node answered; one that is much slower than its siblings has failed all the same.
@@ -78,6 +85,7 @@ class NodeHealth:
             return self.fail(name)
         if record.ejected_until_s is not None:
             record.ejected_until_s, record.trial_until_s = None, 0.0
+            self.changes += 1
         record.failures = 0
         return False
 
@@ -97,6 +105,7 @@ class NodeHealth:
         record.failures += 1
         record.ejected_until_s = now_s + back_off_ms / 1000
         record.trial_until_s = 0.0
+        self.changes += 1
         return True
 
     def _is_slow(self, name: str, record: _Record) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from litestar.types import ASGIApp, Scope
 
-from atelier.asgi import RequestHeaders, Sent, describe_body
+from atelier.asgi import Sent, describe_body, headers_of
 from atelier.errors import HistoryLostError
 from atelier.http import DROP_TOKEN_COOKIE, TOKEN_HEADER, matches, read_cookies
 from atelier.problems import MEDIA_TYPE, ProblemError
@@ -21,6 +21,7 @@ Fetch = Callable[[Ask], Awaitable[Document]]
 
 # A cache that keeps an answer for a while must not give it to who has seen more, or asked for more.
 _VARY = b"Atelier-Token, Atelier-Consistency, Cookie"
+_TOKEN = TOKEN_HEADER.lower().encode()
 _NO_COOKIES: Mapping[str, str] = {}
 
 
@@ -44,7 +45,7 @@ class Responder:
         Raises:
             AtelierError: the app makes a problem of it.
         """
-        headers = RequestHeaders(scope["headers"])
+        headers = headers_of(scope)
         cookies = read_cookies(headers["Cookie"]) if "cookie" in headers else _NO_COOKIES
         ask, by_cookie = self._asker.read(headers, cookies)
         drop_cookie = by_cookie and ask.token is None
@@ -69,7 +70,7 @@ class Responder:
         headers = [
             (b"cache-control", b"private, no-cache" if is_private else self._cache_control),
             (b"vary", _VARY),
-            (TOKEN_HEADER.lower().encode(), self._keys.seal(answer.token).encode()),
+            (_TOKEN, self._keys.seal(answer.token).encode()),
             (b"atelier-served-by", answer.node.encode()),
             (b"atelier-lag-ms", lag.encode()),
             (b"server-timing", _timing(answer).encode()),

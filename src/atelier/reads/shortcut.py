@@ -10,6 +10,7 @@ from typing import Any
 
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from atelier.asgi import headers_of
 from atelier.reads.routes import RESOURCES, Parse, Reads
 
 _ADDRESS = re.compile(r"/products(?:/([0-9]+)(?:/(styles|related))?)?", re.ASCII)
@@ -61,5 +62,5 @@ def _find_address(scope: Any) -> "re.Match[str] | None":
     address = _ADDRESS.fullmatch(scope["path"])
     if address is None:
         return None
-    host = next((value for name, value in scope["headers"] if name == b"host"), b"-")
+    host = headers_of(scope).raw.get(b"host", b"-")
     return address if _HOST.fullmatch(host) else None

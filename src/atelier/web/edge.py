@@ -9,6 +9,7 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from atelier.asgi import headers_of
 from atelier.deadline import Clock
 from atelier.problems import MEDIA_TYPE, ProblemError
 from atelier.telemetry import DURATIONS, REQUESTS, Exchange, requests
@@ -75,7 +76,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = _pick(scope["headers"])
+        headers = headers_of(scope).raw
         given = headers.get(b"x-request-id", b"")
         exchange = Exchange(given.decode() if _REQUEST_ID.fullmatch(given) else self._make_id())
         scope["atelier"] = exchange
@@ -186,9 +187,3 @@ def _read_raw_path(scope: Scope) -> bytes:
     """The path as it came over the wire: nothing in it can move a terminal's cursor, and no slash hides in it."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     return raw
-
-
-def _pick(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """The request headers that matter here."""
-    wanted = (b"origin", b"x-request-id", b"access-control-request-method")
-    return {name: value for name, value in headers if name in wanted}

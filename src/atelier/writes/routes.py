@@ -16,7 +16,7 @@ from litestar.types import ASGIApp
 
 from atelier.access.rate import RateLimiter
 from atelier.access.verify import Actor, KeyVerifier, require
-from atelier.asgi import RequestHeaders, Sent, describe_body
+from atelier.asgi import RequestHeaders, Sent, describe_body, headers_of
 from atelier.http import SET_TOKEN_COOKIE, TOKEN_HEADER
 from atelier.problems import MEDIA_TYPE, ProblemError
 from atelier.telemetry import Exchange
@@ -73,7 +73,7 @@ def _make_handler(writes: Writes, endpoint: Endpoint) -> HTTPRouteHandler:
         request_max_body_size=LARGEST_BODY_BYTES,
     )
     async def command(request: Request[Any, Any, Any]) -> ASGIApp:
-        asked = RequestHeaders(request.scope["headers"])
+        asked = headers_of(request.scope)
         actor, headers = await _admit(writes, asked)
         require(actor, endpoint.scope)
         order = await _read_order(writes, endpoint, request, asked, actor)
@@ -87,7 +87,7 @@ def _make_handler(writes: Writes, endpoint: Endpoint) -> HTTPRouteHandler:
 def _make_resolver(writes: Writes) -> HTTPRouteHandler:
     @get("/commands/{key:str}", summary="What became of a command")
     async def resolve(request: Request[Any, Any, Any]) -> Response[bytes]:
-        actor, headers = await _admit(writes, RequestHeaders(request.scope["headers"]))
+        actor, headers = await _admit(writes, headers_of(request.scope))
         key = check_key(request.path_params["key"], required=True)
         receipt = await writes.service.resolve(actor.name, key or "")
         body = msgspec.json.encode({
