@@ -109,17 +109,18 @@ class TokenKeys:
         if not keys or any(len(key) < 32 for key in keys):
             raise ValueError("token keys: at least one of at least 32 bytes")
         self._keys = keys
-        self._sealed: dict[CausalToken, str] = {}
+        self._sealed: dict[tuple[int, int, int, bool], str] = {}
         self._opened: dict[str, CausalToken] = {}
 
     def seal(self, token: CausalToken) -> str:
         """Writes a token as the text that goes to a client."""
         # Answers that follow one another mostly stand at a few positions, and sealing one costs more than looking.
-        text = self._sealed.get(token)
+        place = (token.lsn.bytes, token.timeline, token.system_id, token.minted_by_replica)
+        text = self._sealed.get(place)
         if text is None:
             if len(self._sealed) >= _KEPT:
                 self._sealed.clear()
-            text = self._sealed[token] = self._write(token)
+            text = self._sealed[place] = self._write(token)
         return text
 
     def _write(self, token: CausalToken) -> str:

@@ -28,6 +28,9 @@ Purpose: TypeAlias = Literal["replica", "primary"]
 # A statement that takes longer than this stands in nobody's way: another one of its kind may begin beside it.
 _SLOW_S = 0.005
 
+# How late a read may learn that its time is over: one look at all of them is cheaper than a timer for each.
+_SWEEP_S = 0.01
+
 # SQLSTATEs that are the node's doing, not the statement's: the server is going away, not there yet, full, or
 # not what it was.
 _NODE_STATES = {"57P01", "57P02", "57P03", "25006", "53300"}
@@ -64,6 +67,7 @@ class Outcome:
 class _Rider:
     key: int
     future: "asyncio.Future[Outcome]"
+    due_s: float
 
     def give_up(self) -> None:
         """Its time is over."""
@@ -115,6 +119,8 @@ class NodeReader:
         self._lanes: dict[tuple[str, tuple[object, ...]], _Lane] = {}
         self._queue: deque[_Lane] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._riders: set[_Rider] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
         self._waiting = 0
         self._riding = 0
         self._progress_at_s = 0.0
@@ -154,14 +160,15 @@ class NodeReader:
         if self._closed:
             raise NodeFailedError("the node has left")
         loop = asyncio.get_running_loop()
-        rider = _Rider(key, loop.create_future())
+        rider = _Rider(key, loop.create_future(), self._clock() + within_s)
         self._enqueue(rider, _Lane(statement, arguments) if alone else self._lane(statement, arguments))
-        # Cheaper than `asyncio.timeout`, on the path of every read.
-        timer = loop.call_later(within_s, rider.give_up)
+        self._riders.add(rider)
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
         try:
             return await rider.future
         finally:
-            timer.cancel()
+            self._riders.discard(rider)
 
     async def close(self, drain_s: float) -> None:
         """Lets what runs come to its end within the time, then cuts everything."""
@@ -173,6 +180,15 @@ class NodeReader:
         self._fail_waiting("the node has left")
 
     # Waiting
+
+    def _sweep(self) -> None:
+        """Lets those go whose time is over; looks again as long as there are others."""
+        now_s = self._clock()
+        for rider in self._riders:
+            if rider.due_s <= now_s:
+                rider.give_up()
+        loop = asyncio.get_running_loop()
+        self._sweeper = loop.call_later(_SWEEP_S, self._sweep) if self._riders else None
 
     def _lane(self, statement: Statement, arguments: tuple[object, ...]) -> _Lane:
         key = (statement.name, arguments)

@@ -9,7 +9,7 @@ import structlog
 
 from atelier.deadline import Clock, Deadline
 from atelier.errors import DeadlineExceededError, NodeError, NoReplicaError, PrimaryUnavailableError
-from atelier.reads.batch import NodeFailedError, NodeFullError, Outcome, StatementFailedError
+from atelier.reads.batch import NodeFailedError, NodeFullError, StatementFailedError
 from atelier.reads.pools import ReadPools
 from atelier.reads.position import PositionMovedError, check_start, known_timeline, mint
 from atelier.reads.queries import Statement
@@ -141,7 +141,9 @@ class ReadExecutor:
         if ask.token is not None:
             await admit(self._monitor, ask.token, ask.deadline, beyond=ask.policy.consistency == "eventual")
         for _ in range(ATTEMPTS):
-            route = await self._route(one)
+            route = self._route(one)
+            if route.wait_for is not None:
+                route = await self._route_later(route, one)
             if route.node is None:
                 one.unsettled = route.reason == "primary-unsettled"
                 break
@@ -153,18 +155,21 @@ class ReadExecutor:
 
     # Routing
 
-    async def _route(self, one: _Try) -> Route:
-        """Chooses a node; waits first where a replica, or else the primary, may still come up to what is asked."""
-        started_s, waited_before_ms = self._clock(), one.timings.wait_ms
+    def _route(self, one: _Try) -> Route:
+        """Chooses a node among those that are known now."""
+        started_s = self._clock()
         route = self._choose(self._monitor.snapshot, one)
+        one.timings.route_ms += (self._clock() - started_s) * 1000
+        return route
+
+    async def _route_later(self, route: Route, one: _Try) -> Route:
+        """Waits where a replica, or else the primary, may still come up to what is asked."""
         if route.wait_for == "replica":
             left_s = one.ask.wait_s - one.timings.wait_ms / 1000
             whom: Whom = "replicas" if one.ask.policy.consistency == "causal" else "all"
             route = await self._wait(one, left_s, lambda now: now.reason == "replica", whom=whom)
         if route.node is None and route.reason == "primary-unsettled":
             route = await self._wait(one, one.ask.deadline.remaining_s(), lambda now: now.node is not None)
-        waited_ms = one.timings.wait_ms - waited_before_ms
-        one.timings.route_ms += (self._clock() - started_s) * 1000 - waited_ms
         return route
 
     async def _wait(self, one: _Try, within_s: float, suits: Callable[[Route], bool], *, whom: Whom = "all") -> Route:
@@ -236,20 +241,16 @@ class ReadExecutor:
         lag_ms = node.lag_ms_at(outcome.came_at_s)
         if one.ask.policy.consistency == "bounded" and (lag_ms is None or lag_ms > one.ask.policy.max_lag_ms):
             raise _TooOldError
-        token = await self._mint(node, outcome, one.ask)
+        timeline = known_timeline(observed, outcome.row)
+        if timeline is None:
+            timeline = await timeline_later(self._monitor, node, outcome.came_at_s, one.ask.deadline)
+        # The node was chosen because it had replayed the token, so what it has seen contains it; but for a read that
+        # did not ask for that.
+        token = mint(node, outcome.row, timeline)
+        if one.ask.token is not None and one.ask.policy.consistency == "eventual":
+            token = await merge(self._monitor, one.ask.token, token, one.ask.deadline)
         DECISIONS.count(node.name, reason)
         return Answer((outcome.row,), node.name, reason, lag_ms, token, one.timings, observed)
-
-    async def _mint(self, node: NodeState, outcome: Outcome, ask: Ask) -> CausalToken:
-        assert node.observation is not None  # noqa: S101  it was chosen
-        timeline = known_timeline(node.observation, outcome.row)
-        if timeline is None:
-            timeline = await timeline_later(self._monitor, node, outcome.came_at_s, ask.deadline)
-        seen = mint(node, outcome.row, timeline)
-        if ask.token is None or ask.policy.consistency != "eventual":
-            # The node was chosen because it had replayed the token, so what it has seen contains it.
-            return seen
-        return await merge(self._monitor, ask.token, seen, ask.deadline)
 
     # Failing
 

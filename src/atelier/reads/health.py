@@ -62,7 +62,7 @@ class NodeHealth:
 
     def begin(self, name: str, started_at: datetime) -> None:
         """A read is about to ask the node; the first one after an ejection is its trial."""
-        record = self._records.setdefault(name, _Record())
+        record = self._record(name)
         if record.started_at != started_at:
             # Another server start has done nothing wrong yet.
             self._records[name] = _Record(started_at)
@@ -77,7 +77,7 @@ class NodeHealth:
         Returns:
             Whether this ejected it.
         """
-        record = self._records.setdefault(name, _Record())
+        record = self._record(name)
         record.answers += 1
         share = 1.0 if record.ejected_until_s is not None or record.answers == 1 else _EWMA_SHARE
         record.ewma_ms += share * (took_ms - record.ewma_ms)
@@ -97,7 +97,7 @@ class NodeHealth:
         Returns:
             Whether this ejected it.
         """
-        record = self._records.setdefault(name, _Record())
+        record = self._record(name)
         now_s = self._clock()
         if record.ejected_until_s is not None and now_s < record.ejected_until_s:
             return False
@@ -107,6 +107,9 @@ class NodeHealth:
         record.trial_until_s = 0.0
         self.changes += 1
         return True
+
+    def _record(self, name: str) -> _Record:
+        return self._records.get(name) or self._records.setdefault(name, _Record())
 
     def _is_slow(self, name: str, record: _Record) -> bool:
         if record.ewma_ms <= self._limits.slow_ms:

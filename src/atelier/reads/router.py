@@ -92,9 +92,14 @@ def choose(
     """
     if policy.consistency == "strong":
         return _choose_primary(snapshot, token, now_s)
-    fresh = [node for node in snapshot.nodes if node.role == "replica" and node.is_fresh(now_s)]
-    allowed = [node for node in fresh if allows(snapshot, node, token, policy=policy, now_s=now_s)]
-    healthy = [node for node in allowed if not _load(loads, node).ejected]
+    fresh, allowed, healthy = [], [], []
+    for node in snapshot.nodes:  # one pass: this is on the path of every read
+        if node.role == "replica" and node.is_fresh(now_s):
+            fresh.append(node)
+            if allows(snapshot, node, token, policy=policy, now_s=now_s):
+                allowed.append(node)
+                if not _load(loads, node).ejected:
+                    healthy.append(node)
     if healthy:
         return Route(_pick(healthy, policy.strategy, loads, turn), "replica")
     primary = _choose_primary(snapshot, None if policy.consistency == "eventual" else token, now_s)
