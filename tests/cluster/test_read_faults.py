@@ -13,6 +13,7 @@ import pytest
 
 from atelier.embedded.cluster import EmbeddedCluster
 from atelier.errors import NoReplicaError
+from atelier.reads.batch import NodeFailedError
 from atelier.reads.executor import Answer
 from atelier.reads.position import POSITION
 from atelier.reads.queries import Statement
@@ -384,6 +385,27 @@ async def test_a_failing_batch_fails_nobody_who_could_be_answered_alone(cluster:
             else:
                 assert isinstance(result, Answer)
                 assert result.rows[0]["id"] == key
+
+
+DAWDLING = Statement(
+    "dawdling",
+    f"select asked.id, pg_sleep(0.5), position.* from {POSITION} cross join unnest($1::bigint[]) as asked (id)",
+)
+
+
+async def test_a_read_whose_time_is_over_leaves_its_statement_running(cluster: EmbeddedCluster) -> None:
+    """Its own time may be shorter than a statement's; who rides on with the statement gets the answer."""
+    async with open_reading(make_settings(cluster)) as reading:
+        await reading.until_roles(pg2="replica", pg3="replica")
+        node = reading.monitor.snapshot.node("pg2")
+        assert node is not None
+        reader = reading.pools.reader(node)
+        patient = asyncio.create_task(reader.fetch(DAWDLING, 1, (), within_s=10))
+        with pytest.raises(NodeFailedError, match="in time"):
+            await reader.fetch(DAWDLING, 2, (), within_s=0.05)
+        assert not patient.done()
+        assert reader.in_flight > 0
+        assert (await patient).row["id"] == 1
 
 
 async def test_a_lone_read_is_not_delayed(cluster: EmbeddedCluster, shop: Shop) -> None:

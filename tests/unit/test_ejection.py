@@ -136,3 +136,26 @@ def test_when_all_are_slow_nobody_is_ejected(health: NodeHealth) -> None:
     for _ in range(50):
         assert not health.succeed("a", 900)
         assert not health.succeed("b", 700)
+
+
+def test_every_change_that_others_must_hear_of_at_once_is_counted(health: NodeHealth, clock: FakeClock) -> None:
+    """Ejected, on trial, back, started anew; an ordinary answer changes nothing."""
+
+    def changes_by(event: str) -> bool:
+        before = health.changes
+        {
+            "answer": lambda: health.succeed("a", 1),
+            "fail": lambda: health.fail("a"),
+            "begin": lambda: health.begin("a", START),
+            "restart": lambda: health.begin("a", datetime(2026, 1, 2, tzinfo=UTC)),
+        }[event]()
+        return health.changes > before
+
+    assert not changes_by("begin")
+    assert not changes_by("answer")
+    assert changes_by("fail")
+    clock.now_s = 101
+    assert changes_by("begin")
+    assert changes_by("answer")
+    assert not changes_by("answer")
+    assert changes_by("restart")
