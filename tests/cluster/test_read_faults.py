@@ -395,7 +395,7 @@ DAWDLING = Statement(
 
 async def test_a_read_whose_time_is_over_leaves_its_statement_running(cluster: EmbeddedCluster) -> None:
     """Its own time may be shorter than a statement's; who rides on with the statement gets the answer."""
-    async with open_reading(make_settings(cluster)) as reading:
+    async with open_reading(make_settings(cluster, {"ATELIER_STATEMENT_MS": "8000"})) as reading:
         await reading.until_roles(pg2="replica", pg3="replica")
         node = reading.monitor.snapshot.node("pg2")
         assert node is not None
