@@ -255,15 +255,21 @@ def find_free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+# What moves the figures most; all others are those of `replication/postgresql.conf` and of the service itself.
+_SETTINGS = ("shared_buffers", "max_wal_size", "checkpoint_timeout", "synchronous_commit", "wal_compression", "jit")
+
+
 def describe_machine(cluster: EmbeddedCluster) -> str:
-    """The machine and the versions, without which no figure means anything."""
+    """The machine, the versions and the settings, without which no figure means anything."""
+    settings = ", ".join(f"{name} {cluster.primary.sql(f'show {name}')}" for name in _SETTINGS)
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     memory = psutil.virtual_memory().total / 2**30
     version = cluster.primary.sql("show server_version")
     return (
         f"{os.cpu_count()} x {model[1] if model else platform.processor()}, {memory:.0f} GiB, "
         f"Linux {platform.release()}, Python {platform.python_version()}, PostgreSQL {version}, "
-        f"load before it {os.getloadavg()[0]:.1f}"
+        f"load before it {os.getloadavg()[0]:.1f}; {settings}; one process of the service with its own settings, "
+        "unless a row says otherwise"
     )
 
 
