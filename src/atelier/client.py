@@ -28,6 +28,22 @@ _HISTORY_LOST = "history-lost"
 _TOKEN = "Atelier-Token"  # noqa: S105  a header's name
 
 
+class ClientTransport(httpx.AsyncHTTPTransport):
+    """The library's own, but that every lost connection is an `httpx.TransportError`.
+
+    Of one that the server closes as soon as it is open, the networking library under it looks for a peer that is gone.
+    """
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Sends a request."""
+        try:
+            return await super().handle_async_request(request)
+        except AttributeError as error:
+            if error.name != "getpeername":
+                raise
+            raise httpx.ConnectError("the connection was closed as soon as it was open", request=request) from error
+
+
 class RefusedError(AtelierError):
     """The service refused a request.
 
@@ -90,7 +106,10 @@ class AtelierClient:
         """Opens the connections."""
         headers = {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
         self._http = httpx.AsyncClient(
-            base_url=self.base_url, headers=headers, timeout=self.retry.try_s, transport=self.transport
+            base_url=self.base_url,
+            headers=headers,
+            timeout=self.retry.try_s,
+            transport=self.transport or ClientTransport(),
         )
         return self
 

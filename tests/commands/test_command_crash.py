@@ -12,6 +12,7 @@ import asyncpg
 import httpx
 import pytest
 
+from atelier.client import ClientTransport
 from atelier.embedded.cluster import EmbeddedCluster
 from tests.commands.conftest import Shop, broken_shelves, new_key, serving
 from tests.support import make_key
@@ -88,7 +89,7 @@ async def test_killed_server_applies_no_key_twice_and_loses_nothing(
     headers = {"Authorization": f"Bearer {await make_key(cluster, name=new_key())}"}
     dice = random.Random()
     plans = [dice.choice(("adjust", "confirm", "release")) for _ in range(400)]
-    async with httpx.AsyncClient(headers=headers, timeout=15) as http:
+    async with httpx.AsyncClient(headers=headers, timeout=15, transport=ClientTransport()) as http:
         customers = Customers(http, skus, expected=Counter(dict.fromkeys(skus, STOCK)))
         workers: list[asyncio.Task[None]] = []
         for _ in range(ROUNDS):
