@@ -4,11 +4,12 @@ What a proxy breaks needs a run of its own; what is done to a history is done to
 """
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ _DURATION_S = 20.0
 _SABOTAGE_S = 10.0
 _PHASE_S = 4.0
 _LIMIT_S = 400
+# A run that ends takes its services along, each in good order.
+_END_S = 90
 _STATES = {EXIT_VALID: "valid", EXIT_INVALID: "invalid", EXIT_UNKNOWN: "unknown"}
 
 
@@ -132,8 +135,7 @@ def _run_one(run: Run, where: list[str], revive: Callable[[], None]) -> Outcome:
         words = [*words, *where]
     try:
         command = [sys.executable, "-m", "loadtest", *words]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=_LIMIT_S, check=False)
-        told, status = done.stdout.strip(), done.returncode
+        told, status = run_to_its_end(command, limit_s=_LIMIT_S)
         if not run.needs_service:
             told = told.rpartition("\n")[2]
     except subprocess.TimeoutExpired:
@@ -141,6 +143,35 @@ def _run_one(run: Run, where: list[str], revive: Callable[[], None]) -> Outcome:
     as_wanted = f"sabotage {run.sabotage}: caught by" in told if run.sabotage else status == EXIT_VALID
     print(told, flush=True)
     return Outcome(run.label, as_wanted, _STATES.get(status, "unknown"), told, time.monotonic() - began_s)
+
+
+def run_to_its_end(command: list[str], *, limit_s: float) -> tuple[str, int]:
+    """Runs a command; one that is interrupted, or takes too long, is left the time to end what it has started.
+
+    It has a session of its own, so that Ctrl-C reaches it through here, and once: a second one would break off its end.
+
+    Args:
+        command: a run of the lab.
+        limit_s: the bound on it.
+
+    Returns:
+        What it printed, and its exit status.
+
+    Raises:
+        TimeoutExpired: it took longer.
+    """
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            told, _ = process.communicate(timeout=limit_s)
+        except BaseException:
+            process.send_signal(signal.SIGINT)
+            try:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=_END_S)
+            finally:
+                process.kill()
+            raise
+    return told.strip(), process.returncode
 
 
 def draw_outcomes(outcomes: list[Outcome]) -> Table:
