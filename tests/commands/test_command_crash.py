@@ -80,6 +80,14 @@ class Customers:
             lines = [(sku_id, dice.randint(1, 3)) for sku_id in dice.sample(self.skus, 3)]
             await (self.adjust(lines) if kind == "adjust" else self.buy(lines, kind))
 
+    async def answered(self, more: int, workers: list[asyncio.Task[None]]) -> None:
+        """Waits until so many more commands were acknowledged; a worker that ends before that has failed."""
+        goal = len(self.told) + more
+        async with asyncio.timeout(60):
+            while len(self.told) < goal:
+                assert not [worker.result() for worker in workers if worker.done()]
+                await asyncio.sleep(0.001)
+
 
 async def test_killed_server_applies_no_key_twice_and_loses_nothing(
     shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
@@ -96,7 +104,7 @@ async def test_killed_server_applies_no_key_twice_and_loses_nothing(
             async with serving(cluster) as running:
                 customers.urls.append(running.url)
                 workers = workers or [asyncio.create_task(customers.work(dice, plans)) for _ in range(16)]
-                await asyncio.sleep(dice.uniform(0.05, 0.3))
+                await customers.answered(dice.randint(1, 60), workers)
                 os.killpg(running.process.pid, signal.SIGKILL)
         assert not all(worker.done() for worker in workers), "nothing was left to do when the last one was killed"
         async with serving(cluster) as running:
