@@ -1,6 +1,9 @@
 -- The roles, the database, its schema and what each role may do. Run with psql as the superuser, on a primary:
 --   psql --no-psqlrc --set=ON_ERROR_STOP=1 --dbname=postgres --file=roles.sql
 -- The passwords come from the environment (ATELIER_*_PASSWORD): a command line is open to every process of the machine.
+-- Nothing of the service runs as the superuser: it holds the passwords of reader, writer and monitor alone. Who makes and
+-- re-shapes the cluster (these roles, slots, a promotion, a pause of replay) is a person, by `atelier up` or `atelier
+-- cluster`, as the superuser, from the machine itself. Standbys, clones and rewinds connect as `replicator`.
 -- Idempotent: a second run changes nothing but the salt of the password hashes. PostgreSQL 17 and 18.
 
 \set ON_ERROR_STOP on
@@ -87,6 +90,12 @@ alter role migrator set statement_timeout = '15min';
 alter role migrator set lock_timeout = '2s';
 alter role migrator set idle_in_transaction_session_timeout = '30s';
 alter role migrator set transaction_timeout = '30min';
+-- For its sessions in a database alone: a standby's and a clone's connection belongs to none, so that no role's settings
+-- reach it, and pg_rewind, which may read for long, switches the timeouts off for itself.
+alter role replicator set statement_timeout = '15s';
+alter role replicator set lock_timeout = '1s';
+alter role replicator set idle_in_transaction_session_timeout = '5s';
+alter role replicator set transaction_timeout = '30s';
 
 alter role migrator in database atelier set role = 'owner';
 alter role migrator set search_path = atelier;

@@ -92,11 +92,15 @@ def test_new_cluster_streams_over_a_slot_for_each_replica(cluster: EmbeddedClust
 def test_every_node_has_the_shared_configuration(cluster: EmbeddedCluster) -> None:
     """Any may become the primary, so they are alike but for their identity."""
     for name, node in cluster.nodes.items():
-        shown = {
-            key: node.sql(f"show {key}") for key in ("cluster_name", "hot_standby_feedback", "jit", "data_checksums")
+        wanted = {
+            "cluster_name": name,
+            "wal_level": "replica",
+            "synchronous_commit": "on",
+            "hot_standby_feedback": "off",
+            "jit": "off",
+            "data_checksums": "on",
         }
-        assert shown == {"cluster_name": name, "hot_standby_feedback": "off", "jit": "off", "data_checksums": "on"}
-        assert node.sql("show synchronous_commit") == "on"
+        assert {key: node.sql(f"show {key}") for key in wanted} == wanted
         assert node.sql("show max_slot_wal_keep_size") != "-1"
         assert node.sql("select count(*) from pg_file_settings where error is not null") == "0"
 

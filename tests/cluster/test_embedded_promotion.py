@@ -1,5 +1,6 @@
 """Promotions, and what becomes of the nodes that they leave behind."""
 
+import re
 import secrets
 
 import pytest
@@ -64,7 +65,7 @@ def test_primary_that_answers_hands_over_and_loses_nothing(make_cluster: Cluster
 
 def test_dead_primary_is_rewound_when_it_is_started(make_cluster: ClusterFactory) -> None:
     """What it had committed and sent to nobody is gone afterwards, and it never was a second primary."""
-    cluster = make_cluster(replicas=2)
+    cluster = make_cluster(replicas=2, extra={"log_connections": "on"})
     lines = said_by(cluster)
     kept = write_row(cluster.primary)
     for name in ("pg2", "pg3"):
@@ -82,6 +83,8 @@ def test_dead_primary_is_rewound_when_it_is_started(make_cluster: ClusterFactory
         assert not has_row(node, lost)
     assert "pg1: rewinding it to where pg2 left its history" in lines
     assert not any("copying" in line for line in lines)
+    rewinds = re.findall(r"user=(\w+) .*application_name=pg1\.rewind", cluster.node("pg2").log.read_text())
+    assert set(rewinds) == {"replicator"}, "a rewind needs no superuser"
 
 
 def test_start_of_all_brings_the_deposed_primary_back_as_replica(make_cluster: ClusterFactory) -> None:

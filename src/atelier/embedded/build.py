@@ -77,7 +77,8 @@ def clone(server: Server, node: Node, primary: Node) -> None:
 def rewind(server: Server, node: Node, primary: Node) -> None:
     """Takes back what the stopped node has written and the primary does not know.
 
-    The mark beside the folder is there while it is neither the old state nor the new one.
+    It reads the primary's files as the replicator, whom roles.sql allows just that. The mark beside the folder is there
+    while it is neither the old state nor the new one.
     """
     node.tidy()
     node.torn_mark.touch(mode=0o600)
@@ -86,8 +87,9 @@ def rewind(server: Server, node: Node, primary: Node) -> None:
         f"--target-pgdata={node.data}",
         f"--config-file={node.config}",
         *_no_sync(node),
-        f"--source-server=host=127.0.0.1 port={primary.port} user=postgres dbname=postgres",
-        environ={"PGPASSWORD": server.secrets.passwords["superuser"]},
+        f"--source-server=host=127.0.0.1 port={primary.port} user=replicator dbname=postgres "
+        f"application_name={node.name}.rewind",
+        environ={"PGPASSFILE": str(server.folder.passfile)},
         timeout_s=_CLONE_S,
     )
     # Recorded as a standby before the mark goes: it must never start as a second primary.
