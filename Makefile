@@ -76,10 +76,16 @@ else
 endif
 	@touch $@
 
-# service and dev install into the same folder; dev holds all of service.
+# service and dev install into the same folder; dev holds all of service, so where it is, it is what is kept up to date.
+ifeq ($(wildcard .venv/.dev),)
 .venv/.service: .venv/.created requirements/service.txt
-	@test -e .venv/.dev || { echo "installing what the service needs"; $(call install,requirements/service.txt); }
+	@echo "installing what the service needs"
+	@$(call install,requirements/service.txt)
 	@touch $@
+else
+.venv/.service: .venv/.dev
+	@touch $@
+endif
 
 .venv/.dev: .venv/.created requirements/dev.txt
 	@echo "installing what development needs"
