@@ -166,7 +166,13 @@ def test_replicas_can_be_added_later(folder: Path) -> None:
     cluster = open_fast(folder, 2)
     cluster.start()
     assert streaming(cluster) == {"pg2", "pg3"}
-    assert list(open_fast(folder, 1).nodes) == ["pg1", "pg2", "pg3"]
+    lines: list[str] = []
+    assert list(open_fast(folder, 1, lines).nodes) == ["pg1", "pg2", "pg3"]
+    assert lines == ["the cluster has 2 replicas already, and keeps them"]
+    lines.clear()
+    open_fast(folder, None, lines)
+    open_fast(folder, 2, lines)
+    assert lines == []
 
 
 def test_servers_outlive_the_process_that_started_them(folder: Path) -> None:
@@ -320,6 +326,23 @@ def test_start_that_was_killed_at_any_moment_is_completed(folder: Path, after_s:
     assert leftovers == []
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_start_that_was_killed_while_it_wrote_a_file_is_completed(folder: Path, number: int) -> None:
+    """SIGKILL before the first, second or third small file has its name: secrets.json, cluster.json, nodes.list."""
+    script = (
+        "import os, sys, signal, itertools; from pathlib import Path;"
+        "from atelier.embedded.cluster import EmbeddedCluster as C; number = itertools.count(1);"
+        "os.fsync = lambda _: next(number) < int(sys.argv[2]) or os.kill(os.getpid(), signal.SIGKILL);"
+        "C.create_or_open(Path(sys.argv[1]), 0)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, folder, str(number)], check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(folder.glob(".*")) != []
+    open_fast(folder, 0).start()
+    assert EmbeddedCluster.open(folder).running() == ["pg1"]
+    assert list(folder.glob(".*")) == []
+
+
 def test_half_made_replica_is_made_anew(folder: Path) -> None:
     """Its folder holds a part of a copy; a clone that still runs is ended."""
     cluster = open_fast(folder, 1)
@@ -365,6 +388,17 @@ def test_folder_of_another_major_is_refused_in_one_line(folder: Path) -> None:
     cluster.stop()
     (cluster.primary.data / "PG_VERSION").write_text("17\n")
     with pytest.raises(EmbeddedError, match=r"made by PostgreSQL 17, and this is 18: .* ATELIER_PG_BIN") as caught:
+        open_fast(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"eighteen\n", b"\xff\xfe"])
+def test_garbled_version_is_one_line_that_names_the_file(folder: Path, content: bytes) -> None:
+    """Nothing is touched."""
+    cluster = open_fast(folder, 0)
+    cluster.primary.data.mkdir(parents=True)
+    (cluster.primary.data / "PG_VERSION").write_bytes(content)
+    with pytest.raises(EmbeddedError, match=r"pg1/data/PG_VERSION is damaged") as caught:
         open_fast(folder)
     assert "\n" not in str(caught.value)
 

@@ -1,12 +1,16 @@
 """Whatever is asked wrongly ends in one clear line and a non-zero exit, never in a traceback."""
 
+import errno
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 
-from atelier.cli.main import run
+from atelier.cli.main import cli, run
 from atelier.embedded.layout import ClusterState, DataFolder
 
 
@@ -50,22 +54,66 @@ def test_wrong_use_is_one_line(capsys: pytest.CaptureFixture[str], arguments: li
     assert said in complaint(capsys, *arguments, code=2)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        *(["cluster", verb, "pg1"] for verb in ("start", "stop", "kill", "freeze", "thaw", "promote", "rejoin")),
-        *(["cluster", verb, "pg1"] for verb in ("pause-replay", "resume-replay")),
-        ["cluster", "delay-apply", "pg1", "100"],
-        *([verb] for verb in ("status", "down", "migrate", "serve")),
-        ["key", "list"],
-        ["key", "revoke", "x"],
-    ],
-    ids=" ".join,
-)
-def test_missing_cluster_is_one_line_that_says_where(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
-    """Every command that touches a cluster looks in the data folder."""
-    assert "there is no cluster in" in complaint(capsys, *arguments, "--data-dir=nowhere", code=1)
+def leaves(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command below a group, with the words that call it."""
+    if not isinstance(command, click.Group):
+        yield words, command
+        return
+    for name, child in command.commands.items():
+        yield from leaves(child, (*words, name))
+
+
+COMMANDS = dict(leaves(cli))
+# What a command needs beside its own words, by the name of the parameter.
+NEEDED = {
+    "node": "pg1",
+    "delay_ms": "100",
+    "which": "x",
+    "folder": "out",
+    "paths": "in",
+    "name": "--name=x",
+    "scopes": "--scope=admin",
+}
+
+
+def test_every_command_but_the_generator_takes_a_data_folder() -> None:
+    """Whoever adds a command that touches a cluster is reminded here."""
+    without = [words for words, command in COMMANDS.items() if "data_dir" not in {p.name for p in command.params}]
+    assert without == [("generate",)]
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words not in {("up",), ("generate",)}], ids=" ".join)
+def test_missing_cluster_is_one_line_that_says_where(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    """Every command that touches a cluster looks in the data folder; `up` makes one."""
+    Path("in").mkdir()
+    for name in ("product", "features", "styles", "photos", "skus", "related"):
+        Path("in", f"{name}.csv").touch()
+    needed = [NEEDED[p.name] for p in COMMANDS[words].params if p.name in NEEDED]
+    assert "there is no cluster in" in complaint(capsys, *words, *needed, "--data-dir=nowhere", code=1)
     assert not Path("nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/file"), "a/file: No space left on device"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_the_system_refuses_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: OSError, said: str
+) -> None:
+    """Wherever it does, and though nobody thought of it there."""
+
+    def refuse(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("atelier.cli.status.find_nodes", refuse)
+    assert complaint(capsys, "status", code=1) == f"atelier: {said}\n"
 
 
 def test_data_folder_comes_from_the_environment(
@@ -106,6 +154,17 @@ def test_folder_of_another_major_is_refused(capsys: pytest.CaptureFixture[str], 
     said = complaint(capsys, "up", "--detach", f"--data-dir={folder.path}", code=1)
     assert "was made by PostgreSQL 17" in said
     assert "ATELIER_PG_BIN" in said
+
+
+def test_garbled_version_of_a_node_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """It names the file."""
+    folder = DataFolder(tmp_path / "data")
+    (folder.nodes / "pg1" / "data").mkdir(parents=True)
+    (folder.nodes / "pg1" / "data" / "PG_VERSION").write_text("eighteen\n")
+    folder.save_state(ClusterState(18, "pg1", {"pg1": 5433}, made=True))
+    for command in (["up", "--detach"], ["status"]):
+        said = complaint(capsys, *command, f"--data-dir={folder.path}", code=1)
+        assert "pg1/data/PG_VERSION is damaged" in said
 
 
 @pytest.mark.parametrize("command", ["up", "status"])

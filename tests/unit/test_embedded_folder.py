@@ -4,6 +4,8 @@ import json
 import os
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -39,6 +41,33 @@ def test_folder_of_a_cluster_may_hold_other_things_later(tmp_path: Path) -> None
     folder.claim(mode=0o700)
 
 
+@pytest.mark.parametrize("name", ["secrets.json", "cluster.json", "nodes.list"])
+def test_part_of_a_file_that_a_killed_start_was_writing_is_removed(tmp_path: Path, name: str) -> None:
+    """It may hold secrets, and it must not make every later start refuse the folder."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f".{name}.{dead.pid}").touch()
+    DataFolder(tmp_path).claim(mode=0o700)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_part_of_a_file_that_another_start_is_writing_is_left_to_it(tmp_path: Path) -> None:
+    """Two first starts at the same time: the one may not pull the file from under the other."""
+    partial = tmp_path / f".secrets.json.{os.getpid()}"
+    partial.touch()
+    DataFolder(tmp_path).claim(mode=0o700)
+    assert partial.exists()
+
+
+@pytest.mark.parametrize("name", [".thesis.txt.123", ".secrets.json.old", "secrets.json.123"])
+def test_hidden_file_of_somebody_else_is_a_stranger(tmp_path: Path, name: str) -> None:
+    """Only the very names that we write are ours."""
+    (tmp_path / name).touch()
+    with pytest.raises(DataFolderError, match="is no data folder of atelier"):
+        DataFolder(tmp_path).claim(mode=0o700)
+    assert (tmp_path / name).exists()
+
+
 def test_claimed_folder_is_closed_to_others(tmp_path: Path) -> None:
     """Whatever the umask."""
     folder = DataFolder(tmp_path / "a" / "b")
@@ -63,6 +92,22 @@ def test_secrets_are_made_once_and_private(tmp_path: Path) -> None:
     assert one.load_secrets() != other.load_secrets()
     assert mode_of(tmp_path / "one" / "secrets.json") == 0o600
     assert len(set(one.load_secrets().passwords.values())) == 6
+
+
+def test_api_key_that_is_missing_or_empty_is_none(tmp_path: Path) -> None:
+    """A new one is made then; nothing is raised."""
+    folder = DataFolder(tmp_path)
+    assert folder.load_api_key() is None
+    folder.api_key.touch()
+    assert folder.load_api_key() is None
+
+
+def test_api_key_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    """It names the file."""
+    folder = DataFolder(tmp_path)
+    folder.api_key.mkdir()
+    with pytest.raises(DataFolderError, match=r"api-key cannot be read: Is a directory"):
+        folder.load_api_key()
 
 
 def test_secrets_are_not_shown_by_their_object(tmp_path: Path) -> None:

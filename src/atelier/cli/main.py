@@ -30,22 +30,30 @@ def run(arguments: Sequence[str]) -> int:
     """
     try:
         result = cli.main(args=list(arguments), prog_name="atelier", standalone_mode=False)
-    except click.ClickException as error:
-        return _complain(error.format_message(), code=_WRONG_USE)
-    except SettingsError as error:
-        return _complain(str(error), code=_WRONG_USE)
-    except AtelierError as error:
-        return _complain(str(error), code=_FAILED)
     except (click.Abort, KeyboardInterrupt):
         return _complain("interrupted", code=_INTERRUPTED)
     except BrokenPipeError:
         return _FAILED  # whoever read our output has gone, and nobody is left to be told
+    except (click.ClickException, SettingsError) as error:
+        return _complain(_describe(error), code=_WRONG_USE)
+    except (AtelierError, OSError) as error:
+        return _complain(_describe(error), code=_FAILED)
     return result if isinstance(result, int) else 0
 
 
 def main() -> None:
     """Runs the command line that this process was started with."""
     sys.exit(run(sys.argv[1:]))
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, OSError):
+        # What the system refused, where the code that asked did not think of it: a full disk, a closed folder.
+        reason = error.strerror or str(error) or type(error).__name__
+        return f"{error.filename}: {reason}" if error.filename else reason
+    return str(error)
 
 
 def _complain(message: str, *, code: int) -> int:

@@ -69,6 +69,8 @@ class EmbeddedCluster:
             check_major(folder, state, server)
             check_complete(folder, state)
             wanted = 1 + (replicas if replicas is not None else 2 if not state.ports else 0)
+            if replicas is not None and wanted < len(state.ports):
+                say(f"the cluster has {len(state.ports) - 1} replicas already, and keeps them")
             add_nodes(state, wanted)
             state.extra.update(extra_settings or {})
             make_nodes_folder(server, reachable_root=reachable_root, say=say)

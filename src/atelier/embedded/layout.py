@@ -15,13 +15,17 @@
 ```
 """
 
+import contextlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from atelier.embedded.errors import DataFolderError
 
@@ -39,6 +43,8 @@ _OURS = frozenset(
         "nodes",
     }
 )
+# A file of ours that is just being written, and by whom.
+_PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d{1,9})")
 _FORMAT = 1
 _PASSWORDS = ("superuser", "replicator", "reader", "writer", "monitor", "migrator")
 _LARGEST_LOG_BYTES = 10_000_000
@@ -117,6 +123,8 @@ class DataFolder:
     def claim(self, *, mode: int) -> None:
         """Makes the folder, or takes an empty one; refuses one that is somebody else's.
 
+        What a start that was killed has left of a file that it was just writing is no other thing, and is removed.
+
         Raises:
             DataFolderError: it holds other things, is no folder, or cannot be written to.
         """
@@ -127,10 +135,23 @@ class DataFolder:
             raise DataFolderError(f"{self.path} cannot be used as data folder: {error.strerror}") from error
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise DataFolderError(f"{self.path} cannot be written to")
-        strangers = sorted(names - _OURS)
+        strangers = sorted(name for name in names - _OURS if not self._is_partial(name))
         if strangers and not self.has_cluster():
             raise DataFolderError(f"{self.path} is no data folder of atelier: it holds {strangers[0]!r}")
-        self.path.chmod(mode)
+        try:
+            self.path.chmod(mode)
+        except OSError as error:
+            raise DataFolderError(f"{self.path} cannot be closed to others: {error.strerror}") from error
+
+    def _is_partial(self, name: str) -> bool:
+        """Whether it is a part of a file of ours; removes one that nobody is writing any more."""
+        match = _PARTIAL.fullmatch(name)
+        if match is None or match["name"] not in _OURS:
+            return False
+        if not psutil.pid_exists(int(match["pid"])):
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink()
+        return True
 
     def load_state(self) -> ClusterState:
         """Reads `cluster.json`.
@@ -153,6 +174,19 @@ class DataFolder:
         content = {"format": _FORMAT, **{name: getattr(state, name) for name in ClusterState.__slots__}}
         write_private(self._state, json.dumps(content, indent=2) + "\n")
         write_private(self.node_list, "".join(f"{name}=127.0.0.1:{port}\n" for name, port in state.ports.items()))
+
+    def load_api_key(self) -> str | None:
+        """Reads the demo key; None when there is none.
+
+        Raises:
+            DataFolderError: it cannot be read.
+        """
+        try:
+            return self.api_key.read_text(encoding="utf-8", errors="replace").strip() or None
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DataFolderError(f"{self.api_key} cannot be read: {error.strerror}") from error
 
     def load_secrets(self) -> Secrets:
         """Reads the secrets, which are generated at the first call."""

@@ -38,17 +38,23 @@ def _owner_of(folder: DataFolder) -> int | None:
 
 def check_major(folder: DataFolder, state: ClusterState, server: Server) -> None:
     """Refuses a folder that another major version of PostgreSQL has made; it could not be read."""
-    majors = {state.major} | {
-        int((folder.nodes / name / "data" / "PG_VERSION").read_text(encoding="ascii"))
-        for name in state.ports
-        if (folder.nodes / name / "data" / "PG_VERSION").is_file()
-    }
+    versions = [folder.nodes / name / "data" / "PG_VERSION" for name in state.ports]
+    majors = {state.major, *(_read_major(path) for path in versions if path.is_file())}
     if majors != {server.binaries.major}:
         found = ", ".join(map(str, sorted(majors - {server.binaries.major})))
         raise DataFolderError(
             f"{folder.path} was made by PostgreSQL {found}, and this is {server.binaries.major}: "
             "use another data folder, or set ATELIER_PG_BIN to the old programs"
         )
+
+
+def _read_major(path: Path) -> int:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except OSError as error:
+        raise DataFolderError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataFolderError(f"{path} is damaged: it holds no version of PostgreSQL") from error
 
 
 def check_complete(folder: DataFolder, state: ClusterState) -> None:
@@ -68,6 +74,8 @@ def make_nodes_folder(server: Server, *, reachable_root: Path, say: Say) -> None
     """Makes the folder of the node folders, or a link to one elsewhere when the servers' user cannot reach this one."""
     folder, account = server.folder, server.account
     if folder.nodes_link.exists():
+        if folder.nodes_link.stat().st_uid == 0:  # a start was killed before it gave the folder away
+            give(folder.nodes_link, account)
         return
     folder.nodes_link.unlink(missing_ok=True)
     if account.switch and not can_enter(account, folder.path):
