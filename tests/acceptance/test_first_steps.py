@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -19,12 +20,21 @@ from tests.support import find_free_port, open_folder, plain_environment, wait_u
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
+NODE_FIELDS = [
+    *("name", "role", "state", "timeline", "received_lsn", "replayed_lsn"),
+    *("lag_bytes", "lag_ms", "in_flight", "ejected_until", "reason"),
+]
+STATUS_COLUMNS = ["node", "role", "state", "timeline", "replayed LSN", "lag bytes", "lag ms"]
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "catalogue-10"
 DEMO_FIRST = [
     ("Camo Onesie", "140", "Jackets"),
     ("Bright Future Sunglasses", "69", "Accessories"),
     ("Morning Joggers", "40", "Pants"),
 ]
+
+
+# What was read a moment ago is not read again, but remembered: numbers of pages that nobody has asked for yet.
+UNASKED = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,10 @@ class Home:
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         return httpx.get(f"{self.url}{path}", headers={k.replace("_", "-"): v for k, v in headers.items()}, timeout=10)
+
+    def read_unasked(self, times: int = 1) -> list[httpx.Response]:
+        """Reads what no process can have in its memory, so that a node answers."""
+        return [self.get(f"/products?page={next(UNASKED)}&count=3") for _ in range(times)]
 
     def post(self, path: str, body: object) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.key}", "Idempotency-Key": uuid.uuid4().hex}
@@ -84,12 +98,19 @@ def home() -> Iterator[Home]:
 
 def test_products_are_answered_by_both_replicas_in_turn(home: Home) -> None:
     """The demo catalogue is there, and the primary is left alone."""
-    answers = [home.get(f"/products?count={count}") for count in range(3, 23)]  # no two from memory
+    answers = home.read_unasked(20)
     first = [(item["name"], item["default_price"], item["category"]) for item in answers[0].json()]
     assert first == DEMO_FIRST
     replicas = {name for name, node in home.nodes().items() if node["role"] == "replica"}
-    assert {answer.headers["Atelier-Served-By"] for answer in answers} == replicas
+    assert nodes_of(answers) == replicas
     assert len(replicas) == 2
+
+
+def test_cluster_tells_of_every_node_in_the_contracts_words(home: Home) -> None:
+    """Each field by its name, whatever the node's role."""
+    told = home.get("/cluster").json()
+    assert list(told) == ["nodes"]
+    assert [list(node) for node in told["nodes"]] == [NODE_FIELDS] * 3
 
 
 def test_second_up_finds_the_service_running(home: Home) -> None:
@@ -111,23 +132,24 @@ def test_status_shows_every_node_with_its_role(home: Home) -> None:
     """As a table for people and as JSON for programs."""
     table = home.run("status").stdout
     assert all(word in table for word in ("pg1", "primary", "replica", "streaming"))
+    heads = next(line for line in table.splitlines() if "node" in line)
+    assert [head.strip() for head in heads.strip("┃").split("┃")] == STATUS_COLUMNS
     rows = json.loads(home.run("status", "--json").stdout)["nodes"]
     assert {row["role"] for row in rows} == {"primary", "replica"}
+    assert [list(row) for row in rows] == [NODE_FIELDS] * 3
 
 
 def test_reads_go_on_when_a_replica_is_killed_and_it_comes_back(home: Home) -> None:
     """Kill -9 of a postmaster by hand, as an accident would have it."""
     (victim,) = [process for process in postmasters(home.folder) if "pg3" in " ".join(process.cmdline())]
     victim.kill()
-    answers = [home.get("/products/1") for _ in range(50)]
-    assert {answer.status_code for answer in answers} == {200}
+    assert statuses_of(home.read_unasked(50)) == {200}
+    wait_until(lambda: home.nodes()["pg3"]["role"] == "unknown", what="the service's word that pg3 is gone")
+    answers = home.read_unasked(50)
+    assert (statuses_of(answers), nodes_of(answers)) == ({200}, {"pg2"})
     home.run("cluster", "start", "pg3")
     wait_until(lambda: home.nodes()["pg3"]["state"] == "streaming", what="the return of pg3")
-    counts = itertools.cycle(range(1, 1000))  # what was read a moment ago is not read again, but remembered
-    wait_until(
-        lambda: home.get(f"/products?count={next(counts)}").headers["Atelier-Served-By"] == "pg3",
-        what="a read from pg3",
-    )
+    wait_until(lambda: nodes_of(home.read_unasked()) == {"pg3"}, what="a read from pg3")
 
 
 def test_service_follows_a_node_to_another_port(home: Home) -> None:
@@ -143,11 +165,17 @@ def test_service_follows_a_node_to_another_port(home: Home) -> None:
 def test_promoted_replica_takes_commands_without_a_restart(home: Home) -> None:
     """Kill -9 of the primary, a promotion by hand, and the old primary returns as a replica."""
     home.run("cluster", "kill", "pg1")
-    assert home.get("/products/1").status_code == 200
+    assert statuses_of(home.read_unasked(20)) == {200}
+    wait_until(lambda: home.nodes()["pg1"]["role"] == "unknown", what="the service's word that pg1 is gone")
+    answers = home.read_unasked(20)
+    assert (statuses_of(answers), nodes_of(answers)) == ({200}, {"pg2", "pg3"})
     home.run("cluster", "promote", "pg2")
     wait_until(lambda: home.nodes()["pg2"]["role"] == "primary", what="the new primary")
     answer = home.post("/inventory/adjustments", {"reason": "after", "lines": [{"sku_id": 1, "delta": 1}]})
     assert answer.status_code == 200
+    wait_until(lambda: home.nodes()["pg3"]["state"] == "streaming", what="pg3 following the new primary")
+    answers = home.read_unasked(20)
+    assert (statuses_of(answers), nodes_of(answers)) == ({200}, {"pg3"})
     home.run("cluster", "start", "pg1")
     wait_until(lambda: home.nodes()["pg1"]["state"] == "streaming", what="the return of pg1")
     assert {name: node["role"] for name, node in home.nodes().items()} == {
@@ -178,10 +206,38 @@ def test_data_and_roles_survive_down_and_up(home: Home) -> None:
     assert home.nodes()["pg2"]["role"] == "primary"
 
 
+def test_later_start_says_again_where_all_is_and_what_to_try(home: Home) -> None:
+    """As text: the addresses, the key with its place, and three lines that work as they stand."""
+    before = home.get("/inventory/1", Authorization=f"Bearer {home.key}", Atelier_Consistency="strong").json()
+    port = home.url.rsplit(":", 1)[1]
+    home.run("down")
+    told = home.run("up", "--detach", "--port", port).stdout
+    places = {home.url, f"{home.url}/docs", f"{home.url}/cluster", home.key, str(home.folder / "api-key")}
+    assert places - {word.rstrip(")") for word in told.split()} == set()
+    tries = [line.strip() for line in told[told.index("Try:") :].splitlines() if "curl" in line]
+    assert len(tries) == 3
+    delta = json.loads(re.search(r"-d '(.+?)'", tries[1])[1])["lines"][0]["delta"]  # type: ignore[index]
+    assert delta > 0
+    script = "\n".join(["set -e", *tries, 'test -n "$TOKEN"'])
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert (last["sku_id"], last["on_hand"]) == (1, before["on_hand"] + delta)
+
+
 @pytest.mark.parametrize("name", ["api-key", "secrets.json"])
 def test_secrets_are_for_their_owner_alone(home: Home, name: str) -> None:
     """Mode 0600."""
     assert (home.folder / name).stat().st_mode & 0o777 == 0o600
+
+
+def nodes_of(answers: list[httpx.Response]) -> set[str]:
+    """Who gave them."""
+    return {answer.headers["Atelier-Served-By"] for answer in answers}
+
+
+def statuses_of(answers: list[httpx.Response]) -> set[int]:
+    """How they ended."""
+    return {answer.status_code for answer in answers}
 
 
 def postmasters(folder: Path) -> list[psutil.Process]:
