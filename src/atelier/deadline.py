@@ -1,15 +1,15 @@
 """One time budget per request, shared by every step of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from atelier.errors import DeadlineExceededError
 
 Clock = Callable[[], float]
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
+class Deadline(msgspec.Struct, frozen=True):
     """The moment at which a request has to be answered.
 
     Attributes:

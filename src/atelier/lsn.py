@@ -3,34 +3,28 @@
 import re
 from typing import Self
 
+import msgspec
+
 _TEXT = re.compile(r"[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}", re.ASCII)
 _LARGEST = 2**64 - 1
 
 
-class Lsn:
+class Lsn(msgspec.Struct, frozen=True, order=True):
     """A byte position in the write-ahead log: 64 bits, written `X/Y` in hexadecimal.
 
     Positions compare only within one history; that is the business of `atelier.token`. Immutable and hashable.
     Source: https://www.postgresql.org/docs/18/datatype-pg-lsn.html
-    """
 
-    __slots__ = ("bytes",)
+    Attributes:
+        bytes: from the beginning of the log.
+    """
 
     bytes: int
 
-    def __init__(self, position_bytes: int) -> None:
-        """Takes the position in bytes from the beginning of the log.
-
-        Raises:
-            ValueError: it does not fit into 64 bits.
-        """
-        if not 0 <= position_bytes <= _LARGEST:
+    def __post_init__(self) -> None:
+        """Refuses what does not fit into 64 bits with a ValueError."""
+        if not 0 <= self.bytes <= _LARGEST:
             raise ValueError("a log position has 64 bits")
-        object.__setattr__(self, "bytes", position_bytes)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        """Refuses: a position is a value."""
-        raise AttributeError("an Lsn cannot be changed")
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -51,31 +45,6 @@ class Lsn:
     def __repr__(self) -> str:
         """The position as one would write it in Python."""
         return f"Lsn.parse({str(self)!r})"
-
-    def __eq__(self, other: object) -> bool:
-        """Whether both are the same position."""
-        return isinstance(other, Lsn) and self.bytes == other.bytes
-
-    # All four by hand: every read compares positions several times, and functools.total_ordering calls twice for each.
-    def __lt__(self, other: "Lsn") -> bool:
-        """Whether this position comes before the other one."""
-        return self.bytes < other.bytes
-
-    def __le__(self, other: "Lsn") -> bool:
-        """Whether this position is not after the other one."""
-        return self.bytes <= other.bytes
-
-    def __gt__(self, other: "Lsn") -> bool:
-        """Whether this position comes after the other one."""
-        return self.bytes > other.bytes
-
-    def __ge__(self, other: "Lsn") -> bool:
-        """Whether this position is not before the other one."""
-        return self.bytes >= other.bytes
-
-    def __hash__(self) -> int:
-        """Equal positions hash alike."""
-        return hash(self.bytes)
 
     def __sub__(self, other: "Lsn") -> int:
         """The distance in bytes; negative when this position comes first."""

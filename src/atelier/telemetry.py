@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+import msgspec
 from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
@@ -147,8 +148,7 @@ def write_metrics(observed: Iterable[Observed]) -> bytes:
     return generate_latest(REGISTRY) + generate_latest(looked)
 
 
-@dataclass(slots=True)
-class Exchange:
+class Exchange(msgspec.Struct):
     """One request and its answer, as the log line tells it. Handlers reach it as `scope["atelier"]`.
 
     Attributes:
@@ -158,5 +158,5 @@ class Exchange:
     """
 
     request_id: str
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = msgspec.field(default_factory=dict)
     policy: bytes | None = None

@@ -13,6 +13,8 @@ import struct
 from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
+
 from atelier.errors import InvalidTokenError
 from atelier.lsn import Lsn
 
@@ -25,8 +27,7 @@ _KEPT = 256
 _TEXT_LENGTH = 51  # base64url of 22 payload and 16 MAC bytes, without padding
 
 
-@dataclass(frozen=True, slots=True)
-class CausalToken:
+class CausalToken(msgspec.Struct, frozen=True):
     """The newest position that a client may have seen.
 
     Attributes:
@@ -109,18 +110,17 @@ class TokenKeys:
         if not keys or any(len(key) < 32 for key in keys):
             raise ValueError("token keys: at least one of at least 32 bytes")
         self._keys = keys
-        self._sealed: dict[tuple[int, int, int, bool], str] = {}
+        self._sealed: dict[CausalToken, str] = {}
         self._opened: dict[str, CausalToken] = {}
 
     def seal(self, token: CausalToken) -> str:
         """Writes a token as the text that goes to a client."""
         # Answers that follow one another mostly stand at a few positions, and sealing one costs more than looking.
-        place = (token.lsn.bytes, token.timeline, token.system_id, token.minted_by_replica)
-        text = self._sealed.get(place)
+        text = self._sealed.get(token)
         if text is None:
             if len(self._sealed) >= _KEPT:
                 self._sealed.clear()
-            text = self._sealed[place] = self._write(token)
+            text = self._sealed[token] = self._write(token)
         return text
 
     def _write(self, token: CausalToken) -> str:

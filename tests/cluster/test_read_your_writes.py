@@ -3,11 +3,11 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 
 import asyncpg
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from atelier.deadline import Deadline
 from atelier.embedded.cluster import EmbeddedCluster

@@ -21,10 +21,12 @@ class Asker:
 
     def __init__(self, settings: Settings, keys: TokenKeys, *, clock: Clock) -> None:
         """Takes the defaults and the keys that open tokens."""
-        self._settings = settings
         self._keys = keys
         self._clock = clock
         reads = settings.reads
+        self._strategy = reads.strategy
+        self._wait_ms, self._max_wait_ms = reads.wait_ms, reads.max_wait_ms
+        self._request_s = settings.timeouts.request_ms / 1000
         self._policies = {word: Policy(level, reads.max_lag_ms, reads.strategy) for word, level in _PLAIN.items()}
 
     def read(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> tuple[Ask, bool]:
@@ -41,15 +43,14 @@ class Asker:
 
     def make(self, token: CausalToken | None, consistency: str | None, wait_ms: str | None) -> Ask:
         """Makes the ask from a token and the two headers as they were sent; None where they were not."""
-        reads = self._settings.reads
-        wait = reads.wait_ms
+        wait = self._wait_ms
         if wait_ms is not None:
             wait = parse_number(wait_ms, "Atelier-Wait-Ms", low=0, high=_LARGEST_WAIT_MS)
         return Ask(
             policy=self._policy(consistency, token),
             token=token,
-            wait_s=min(wait, reads.max_wait_ms) / 1000,
-            deadline=Deadline.after(self._settings.timeouts.request_ms / 1000, self._clock),
+            wait_s=min(wait, self._max_wait_ms) / 1000,
+            deadline=Deadline.after(self._request_s, self._clock),
         )
 
     def _policy(self, consistency: str | None, token: CausalToken | None) -> Policy:
@@ -57,7 +58,7 @@ class Asker:
         if word in self._policies:
             return self._policies[word]
         if bounded := _BOUNDED.fullmatch(word):
-            return Policy("bounded", int(bounded[1]), self._settings.reads.strategy)
+            return Policy("bounded", int(bounded[1]), self._strategy)
         raise ProblemError(
             "invalid-request",
             "Atelier-Consistency takes eventual, bounded; max-lag-ms=N, causal or strong",

@@ -1,9 +1,9 @@
 """Runs reads on one node, concurrent ones for one resource merged into one statement.
 
 Every statement takes an array of ids as its first argument and gives one row an id. A read that finds nothing in its
-way runs at once and alone; one that arrives while a statement of its kind runs, rides with the next, which begins when
-that one ends, or has turned out to be a slow one. So nobody ever waits for company, and the more there is to do, the
-less each read costs.
+way runs at once, with those that arrived in the same turn of the event loop; one that arrives while a statement of its
+kind runs, rides with the next, which begins when that one ends, or has turned out to be a slow one. So nobody ever
+waits for company, and the more there is to do, the less each read costs.
 
 Statements run in tasks of their own: a rider that is cancelled leaves the others, and the connection, whole.
 """
@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
+
+import msgspec
 
 from atelier.deadline import Clock
 from atelier.errors import NodeError
@@ -48,8 +50,7 @@ class NodeFullError(NodeError):
     """As many reads as may be are waiting for this node."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """What a node answered to one rider.
 
     Attributes:
@@ -63,8 +64,7 @@ class Outcome:
     came_at_s: float
 
 
-@dataclass(slots=True, eq=False)
-class _Rider:
+class _Rider(msgspec.Struct, eq=False):
     key: int
     future: "asyncio.Future[Outcome]"
     due_s: float
@@ -121,6 +121,7 @@ class NodeReader:
         self._tasks: set[asyncio.Task[None]] = set()
         self._riders: set[_Rider] = set()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._pumping: asyncio.Handle | None = None
         self._waiting = 0
         self._riding = 0
         self._progress_at_s = 0.0
@@ -200,6 +201,9 @@ class NodeReader:
         lane.waiting.append(rider)
         self._waiting += 1
         self._line_up(lane)
+        if self._waiting <= self._most_waiting:
+            self._pump_soon()
+            return
         self._pump()
         if self._waiting > self._most_waiting and lane.waiting and lane.waiting[-1] is rider:
             lane.waiting.pop()
@@ -212,8 +216,14 @@ class NodeReader:
             lane.queued = True
             self._queue.append(lane)
 
+    def _pump_soon(self) -> None:
+        """Starts statements when all that is ready now has been done: who is about to arrive rides along."""
+        if self._pumping is None:
+            self._pumping = asyncio.get_running_loop().call_soon(self._pump)
+
     def _pump(self) -> None:
         """Starts as many statements as there are lanes and connections for them."""
+        self._pumping = None
         while self._queue and not self._closed:
             connection = self._pool.take()
             if connection is None:
@@ -313,7 +323,7 @@ class NodeReader:
         elif not lane.running and self._lanes.get(lane.key) is lane:
             # Arguments come from clients, so a lane that nobody uses may not stay.
             del self._lanes[lane.key]
-        self._pump()
+        self._pump_soon()
 
 
 class _Watch:

@@ -1,12 +1,11 @@
 """One finished answer, before it becomes HTTP."""
 
-from dataclasses import dataclass
+import msgspec
 
 from atelier.reads.executor import Answer
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(msgspec.Struct, frozen=True):
     """One finished answer.
 
     Attributes:

@@ -2,9 +2,10 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import structlog
 
 from atelier.deadline import Clock, Deadline
@@ -31,8 +32,7 @@ _PASSING_STATES = {"40001", "40P01", "57014"}
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """What a client asked of a read, beside the thing itself.
 
     Attributes:
@@ -48,8 +48,7 @@ class Ask:
     deadline: Deadline
 
 
-@dataclass(slots=True)
-class Timings:
+class Timings(msgspec.Struct):
     """Where the time of one read went, in milliseconds: waiting is for a node to come up, or to have room."""
 
     route_ms: float = 0.0
@@ -57,8 +56,7 @@ class Timings:
     db_ms: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What one node answered.
 
     Attributes:
@@ -76,7 +74,7 @@ class Answer:
     reason: str
     lag_ms: float | None
     token: CausalToken
-    timings: Timings = field(default_factory=Timings)
+    timings: Timings = msgspec.field(default_factory=Timings)
     observed: Observation | None = None
 
 
@@ -84,16 +82,15 @@ class _TooOldError(Exception):
     """The answer came so late that the bound on its age no longer holds."""
 
 
-@dataclass(slots=True)
-class _Try:
+class _Try(msgspec.Struct):
     """One read under way: what is asked, and what has happened so far."""
 
     statement: Statement
     key: int
     arguments: tuple[object, ...]
     ask: Ask
-    timings: Timings = field(default_factory=Timings)
-    failed: set[str] = field(default_factory=set)
+    timings: Timings = msgspec.field(default_factory=Timings)
+    failed: set[str] = msgspec.field(default_factory=set)
     error: Exception | None = None
     alone: bool = False
     unsettled: bool = False

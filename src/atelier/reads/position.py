@@ -1,5 +1,6 @@
 """Where a node stood when it answered: the columns that every read statement carries, and the token made of them."""
 
+from functools import lru_cache
 from typing import Any
 
 from atelier.lsn import Lsn
@@ -71,6 +72,9 @@ def mint(node: NodeState, row: Any, timeline: int) -> CausalToken:
     """The token of what an answer may have seen, before it is merged with the one that was sent."""
     observed = node.observation
     assert observed is not None  # noqa: S101  an unobserved node is never chosen
-    return CausalToken(
-        observed.system_id, timeline, reached_lsn(observed, row), minted_by_replica=bool(row["in_recovery"])
-    )
+    return _make_token(observed.system_id, timeline, reached_lsn(observed, row).bytes, row["in_recovery"])
+
+
+@lru_cache(maxsize=256)
+def _make_token(system_id: int, timeline: int, position_bytes: int, minted_by_replica: bool) -> CausalToken:  # noqa: FBT001  positional, because it is asked by all who shared a statement
+    return CausalToken(system_id, timeline, Lsn(position_bytes), minted_by_replica)

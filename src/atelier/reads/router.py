@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from atelier.lsn import Lsn
 from atelier.settings import Strategy
 from atelier.token import CausalToken, Standing
@@ -48,8 +50,7 @@ class Load:
     weight: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """The decision.
 
     Attributes:
@@ -93,8 +94,8 @@ def choose(
     if policy.consistency == "strong":
         return _choose_primary(snapshot, token, now_s)
     fresh, allowed, healthy = [], [], []
-    for node in snapshot.nodes:  # one pass: this is on the path of every read
-        if node.role == "replica" and node.is_fresh(now_s):
+    for node in snapshot.replicas:  # one pass: this is on the path of every read
+        if node.is_fresh(now_s):
             fresh.append(node)
             if allows(snapshot, node, token, policy=policy, now_s=now_s):
                 allowed.append(node)
@@ -211,7 +212,7 @@ def _busyness(node: NodeState, loads: Mapping[str, Load]) -> float:
 
 
 def _load(loads: Mapping[str, Load], node: NodeState) -> Load:
-    return loads.get(node.name, _NO_LOAD)
+    return loads.get(node.address.name, _NO_LOAD)
 
 
 def _replayed_bytes(node: NodeState) -> int:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Literal
 
 from atelier.lsn import Lsn
@@ -89,26 +90,23 @@ class ClusterSnapshot:
         history: the history of the newest primary ever observed; None before there was one.
         generation: rises when another server, or another start of it, becomes the primary, and when nodes join or
             leave.
+        primary: the primary; None when no node is known to be it.
+        replicas: the standbys that lie on the primary's history.
     """
 
     nodes: tuple[NodeState, ...] = ()
     history: History | None = None
     generation: int = 0
-    _by_name: dict[str, NodeState] = field(init=False, repr=False, compare=False, default_factory=dict)
+    primary: NodeState | None = field(init=False, repr=False, compare=False)
+    replicas: tuple[NodeState, ...] = field(init=False, repr=False, compare=False)
+    _by_name: dict[str, NodeState] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Indexes the nodes."""
-        self._by_name.update({node.name: node for node in self.nodes})
-
-    @property
-    def primary(self) -> NodeState | None:
-        """The primary; None when no node is known to be it."""
-        return next((node for node in self.nodes if node.role == "primary"), None)
-
-    @property
-    def replicas(self) -> tuple[NodeState, ...]:
-        """The standbys that lie on the primary's history."""
-        return tuple(node for node in self.nodes if node.role == "replica")
+        """Sorts the nodes once, because every read asks for them."""
+        set_once = partial(object.__setattr__, self)
+        set_once("primary", next((node for node in self.nodes if node.role == "primary"), None))
+        set_once("replicas", tuple(node for node in self.nodes if node.role == "replica"))
+        set_once("_by_name", {node.name: node for node in self.nodes})
 
     def node(self, name: str) -> NodeState | None:
         """The node of that name; None when it is not (or no longer) in the list."""

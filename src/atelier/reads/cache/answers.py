@@ -4,7 +4,8 @@ The rule, and why it holds: `docs/decisions/0007-answers-from-memory.md`.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from atelier.deadline import Clock
 from atelier.lsn import Lsn
