@@ -16,13 +16,58 @@ ROOT = Path(loadtest.__file__).parent.parent
 USERS = ("Shopper", "Checkout", "Warehouse", "CatalogueAdmin", "Refiller", "Editor", "Watcher")
 
 
+# What a checker may use: what computes, the words of a history, and a history that somebody else has opened.
+PURE = {"bisect", "collections", "dataclasses", "enum", "functools", "heapq", "itertools", "math", "operator", "typing"}
+OWN = ("loadtest.checkers.", "loadtest.history.record.", "loadtest.history.store.History", "loadtest.history.store.Row")
+ACTING = {"open", "print", "input", "exec", "eval", "__import__"}
+
+
 def test_lab_imports_nothing_of_the_service():
     """It knows of the service what the contract says, and no more."""
     for path in sorted((ROOT / "loadtest").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not [name for name in names if name.split(".")[0] == "atelier"], path
+        assert not [name for name in imported(ast.parse(path.read_text())) if name.split(".")[0] == "atelier"], path
+
+
+def test_checkers_do_no_io_and_read_no_clock():
+    """A verdict follows from the history alone."""
+    paths = sorted((ROOT / "loadtest" / "checkers").rglob("*.py"))
+    assert len(paths) > 12
+    assert {path.name: impure(path.read_text()) for path in paths} == {path.name: [] for path in paths}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import os",
+        "from time import monotonic",
+        "from random import Random",
+        "from pathlib import Path",
+        "from loadtest.history.store import StoredHistory",
+        "from loadtest.client import Client",
+        "text = open('/proc/uptime').read()",
+    ],
+)
+def test_the_look_for_io_finds_some(line):
+    """The check above can fail."""
+    assert impure(f"from itertools import chain\n{line}\n")
+
+
+def imported(tree):
+    """The full names of all that is imported: `a.b.c` for `from a.b import c`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def impure(source):
+    """The names in a module that a checker has no use for."""
+    tree = ast.parse(source)
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} & ACTING
+    return sorted(
+        used | {name for name in imported(tree) if name.split(".")[0] not in PURE and not name.startswith(OWN)}
+    )
 
 
 EXAMPLE = r"""
