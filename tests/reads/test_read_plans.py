@@ -14,9 +14,15 @@ pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
 
 STATEMENTS = load_statements()
 
-# Read whole on purpose: the spans are one row per 32,768 ids, the changes are folded every 256.
+# Read whole on purpose: the spans are one row per 32,768 ids, the changes are folded every 256; a test holds that.
+SPAN_IDS = 32_768
+FOLDED_EVERY = 256
 COUNTS = {"product_span", "product_change"}
 ONE_ROW = {"current_catalogue", "outbox_floor"}
+
+_INSERT = """
+insert into product (id, name, slogan, description, category, default_price) values ($1, 'New', '', '', '', 1)
+"""
 
 _UNINDEXED = """
 select con.conrelid::regclass::text as source, con.conname
@@ -49,6 +55,27 @@ async def test_no_read_scans_a_table(reader: asyncpg.Connection, name: str) -> N
     statement = STATEMENTS[name]
     for plan in (await _generic_plan(reader, statement), await _plan(reader, statement)):
         assert _scanned(plan) - COUNTS - ONE_ROW == set(), json.dumps(plan, indent=1)
+
+
+async def test_tables_that_reads_scan_stay_small(
+    reader: asyncpg.Connection, writer: asyncpg.Connection, admin: asyncpg.Connection
+) -> None:
+    """While products come one by one: never more changes than one fold takes, as few spans as the ids need."""
+    await writer.execute("select fold_product_changes()")
+    added = range(LARGE + 50_000, LARGE + 50_000 + 2 * FOLDED_EVERY)  # where no other test has products
+    unfolded = []
+    try:
+        for product_id in added:
+            await writer.execute(_INSERT, product_id)
+            unfolded.append(await _scanned_rows(reader, "product_change"))
+        assert FOLDED_EVERY - 10 < max(unfolded) < FOLDED_EVERY
+        assert await _scanned_rows(reader, "product_span") <= added[-1] // SPAN_IDS + 1
+    finally:
+        await writer.execute("delete from product where id = any($1)", list(added))
+    for table in sorted(ONE_ROW):
+        assert await admin.fetchval(f"select count(*) from {table}") == 1
+        with pytest.raises(asyncpg.IntegrityConstraintViolationError):
+            await admin.execute(f"insert into {table} select * from {table}")
 
 
 async def test_the_look_for_scans_finds_one(reader: asyncpg.Connection) -> None:
@@ -93,6 +120,15 @@ async def _plan(connection: asyncpg.Connection, statement: Statement, *arguments
 
 def _scanned(plan: dict[str, Any]) -> set[str]:
     return {node["Relation Name"] for node in _nodes(plan) if node["Node Type"] == "Seq Scan"}
+
+
+async def _scanned_rows(reader: asyncpg.Connection, table: str) -> int:
+    """How many rows of a table the list of products scans now."""
+    asked = f"explain (analyze, format json) {STATEMENTS['list_documented'].sql}"
+    plan = json.loads(await reader.fetchval(asked, *_arguments("list_documented")))[0]["Plan"]
+    [scan] = [node for node in _nodes(plan) if node.get("Relation Name") == table]
+    assert scan["Node Type"] == "Seq Scan"
+    return int(scan["Actual Rows"] * scan["Actual Loops"])
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
