@@ -63,8 +63,7 @@ def create_app(settings: Settings) -> Edge:
         clock=clock,
     )
     responder = Responder(settings, keys, Asker(settings, keys, clock=clock))
-    lookup = KeyLookup(settings, monitor, clock=clock)
-    readers_verifier = KeyVerifier(lookup.find, clock=clock, now=utc_now)
+    readers_verifier = KeyVerifier(KeyLookup(settings, executor, clock=clock).find, clock=clock, now=utc_now)
     guards = [ask_for_key(readers_verifier)] if settings.web.operations == "keyed" else []
     nodes = observe_nodes(lambda: monitor.snapshot, executor.in_flight, pools.connections, clock=clock)
     routers: list[ControllerRouterHandler] = [
@@ -93,7 +92,6 @@ def create_app(settings: Settings) -> Edge:
             stack.callback(request_log.flush)
             await stack.enter_async_context(monitor)
             stack.push_async_callback(pools.close)
-            stack.callback(lookup.close)
             await stack.enter_async_context(tail)
             await stack.enter_async_context(Followers(settings, monitor, cache, clock=clock))
             if service is not None:

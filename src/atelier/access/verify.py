@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from atelier.access.keys import PREFIX_LENGTH, digest
-from atelier.deadline import Clock
+from atelier.deadline import Clock, Deadline
+from atelier.errors import DeadlineExceededError
 from atelier.problems import ProblemError
 
 _BEARER = re.compile(
@@ -69,17 +70,22 @@ class KeyVerifier:
         self._cached: OrderedDict[str, tuple[float, KeyRecord | None]] = OrderedDict()
         self._asking: dict[str, asyncio.Task[KeyRecord | None]] = {}
 
-    async def verify(self, authorization: str | None) -> Actor:
+    async def verify(self, authorization: str | None, deadline: Deadline | None = None) -> Actor:
         """Checks an `Authorization` header.
 
+        Args:
+            authorization: as it was sent; None when it was not.
+            deadline: of the request; None where the look-up's own bound is bound enough.
+
         Raises:
+            DeadlineExceededError: the database did not tell in time.
             ProblemError: `unauthorized`: there is none, or no key of that text is valid now. Which of these it is,
                 is not told.
         """
         match = _BEARER.fullmatch(authorization or "")
         if match is None:
             raise _unauthorized()
-        record = await self._find(match["prefix"])
+        record = await self._find(match["prefix"], deadline)
         # Compared also when there is no such key, so that the time does not tell.
         expected = record.digest if record else bytes(32)
         if not hmac.compare_digest(digest(match["text"]), expected) or record is None or self._is_over(record):
@@ -89,14 +95,19 @@ class KeyVerifier:
     def _is_over(self, record: KeyRecord) -> bool:
         return record.revoked or (record.expires_at is not None and record.expires_at <= self._now())
 
-    async def _find(self, prefix: str) -> KeyRecord | None:
+    async def _find(self, prefix: str, deadline: Deadline | None) -> KeyRecord | None:
         known = self._cached.get(prefix)
         if known is not None and self._clock() < known[0]:
             return known[1]
         task = self._asking.get(prefix)
         if task is None:
             task = self._asking[prefix] = asyncio.create_task(self._ask(prefix))
-        return await asyncio.shield(task)
+            task.add_done_callback(_take_note)
+        # The look-up is for all who wait, each for as long as it has.
+        await asyncio.wait({task}, timeout=None if deadline is None else deadline.remaining_s())
+        if not task.done():
+            raise DeadlineExceededError
+        return task.result()
 
     async def _ask(self, prefix: str) -> KeyRecord | None:
         """Asks once for all who wait. It counts from when it was asked: the answer may be that old."""
@@ -120,6 +131,12 @@ def require(actor: Actor, scope: str) -> None:
     """
     if not actor.may(scope):
         raise ProblemError("forbidden", f"This key does not have the scope {scope}.", scope=scope)
+
+
+def _take_note(task: "asyncio.Task[KeyRecord | None]") -> None:
+    """The failure of a look-up that nobody waits for any more is nobody's."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _unauthorized() -> ProblemError:

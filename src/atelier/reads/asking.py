@@ -29,8 +29,19 @@ class Asker:
         self._request_s = settings.timeouts.request_ms / 1000
         self._policies = {word: Policy(level, reads.max_lag_ms, reads.strategy) for word, level in _PLAIN.items()}
 
-    def read(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> tuple[Ask, bool]:
+    def begin(self) -> Deadline:
+        """The deadline of a request that begins now."""
+        return Deadline.after(self._request_s, self._clock)
+
+    def read(
+        self, headers: Mapping[str, str], cookies: Mapping[str, str], deadline: Deadline | None = None
+    ) -> tuple[Ask, bool]:
         """Reads the headers.
+
+        Args:
+            headers: of the request.
+            cookies: of the request.
+            deadline: of the request, where it began before this; None where it begins now.
 
         Returns:
             What is asked, and whether its token came as a cookie (which may be dropped, but never breaks a page).
@@ -39,9 +50,12 @@ class Asker:
             ProblemError, InvalidTokenError: a header is malformed.
         """
         token, by_cookie = open_token(self._keys, headers, cookies)
-        return self.make(token, headers.get("Atelier-Consistency"), headers.get("Atelier-Wait-Ms")), by_cookie
+        consistency, wait_ms = headers.get("Atelier-Consistency"), headers.get("Atelier-Wait-Ms")
+        return self.make(token, consistency, wait_ms, deadline), by_cookie
 
-    def make(self, token: CausalToken | None, consistency: str | None, wait_ms: str | None) -> Ask:
+    def make(
+        self, token: CausalToken | None, consistency: str | None, wait_ms: str | None, deadline: Deadline | None = None
+    ) -> Ask:
         """Makes the ask from a token and the two headers as they were sent; None where they were not."""
         wait = self._wait_ms
         if wait_ms is not None:
@@ -50,7 +64,7 @@ class Asker:
             policy=self._policy(consistency, token),
             token=token,
             wait_s=min(wait, self._max_wait_ms) / 1000,
-            deadline=Deadline.after(self._request_s, self._clock),
+            deadline=self.begin() if deadline is None else deadline,
         )
 
     def _policy(self, consistency: str | None, token: CausalToken | None) -> Policy:

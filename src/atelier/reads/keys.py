@@ -1,79 +1,64 @@
 """API keys for the reading side: looked up on a replica, because reads go on when the primary is gone.
 
-A revoked key is refused as soon as the replica has replayed it: milliseconds, or as long as the replica is behind.
+A look-up is a read like any other: it shares statements with those that arrive beside it, leaves nodes alone that were
+ejected or do not answer, and has a deadline. So no look-up holds up another one.
 """
 
-import asyncio
-
-import asyncpg
-
 from atelier.access.verify import LOOKUP_SQL, KeyRecord
-from atelier.deadline import Clock
-from atelier.errors import NoReplicaError
-from atelier.reads.connections import NODE_FAILURES, ReaderConnection, connect_reader
-from atelier.settings import NodeAddress, Settings
-from atelier.topology.monitor import TopologyMonitor
-from atelier.topology.state import ClusterSnapshot, NodeState
+from atelier.deadline import Clock, Deadline
+from atelier.errors import NoReplicaError, PrimaryUnavailableError
+from atelier.reads.executor import Answer, Ask, ReadExecutor
+from atelier.reads.position import POSITION
+from atelier.reads.queries import Statement
+from atelier.reads.router import Consistency, Policy
+from atelier.settings import Settings
 
-_REPLICAS = 2
+# A revoked key must be refused within a second: this, and for as long as answers are remembered.
+_MAX_LAG_MS = 500
+
+# Here the ids are prefixes.
+_LOOKUP = Statement(
+    "api_key",
+    f"select asked.id, found.*, position.* from {POSITION} cross join unnest($1::text[]) as asked (id) "
+    f"left join lateral ({LOOKUP_SQL.replace('$1', 'asked.id')}) as found on true",
+)
+_COLUMNS = ("key_id", "name", "prefix", "digest", "expires_at", "revoked")
 
 
 class KeyLookup:
-    """Finds API keys, over one connection a node, because the answers are remembered anyway."""
+    """Finds API keys."""
 
-    def __init__(self, settings: Settings, monitor: TopologyMonitor, *, clock: Clock) -> None:
-        """Takes the credentials and who knows the nodes. Does no I/O."""
-        self._settings = settings
-        self._monitor = monitor
+    def __init__(self, settings: Settings, executor: ReadExecutor, *, clock: Clock) -> None:
+        """Takes what runs the statement, and the bound on a read. Does no I/O."""
+        self._executor = executor
         self._clock = clock
-        self._connections: dict[NodeAddress, ReaderConnection] = {}
-        self._in_turn = asyncio.Lock()
+        self._request_s = settings.timeouts.request_ms / 1000
+        self._strategy = settings.reads.strategy
 
     async def find(self, prefix: str) -> KeyRecord | None:
-        """Finds a key by its prefix: on the freshest replica, and where that knows none, on the primary.
+        """Finds a key by its prefix: on a replica that is hardly behind, and where that knows none, on the primary.
 
         A key that was made a moment ago may not have been replayed yet, and its owner shall not be told that it is
-        wrong.
+        wrong. With no primary and no replica that is known to be hardly behind, any replica tells.
 
         Raises:
-            NoReplicaError: no node answers.
+            NoReplicaError, DeadlineExceededError: no node answers.
         """
-        answered = False
-        async with self._in_turn:
-            for node in self._choose(self._monitor.snapshot):
-                try:
-                    row = await self._ask(node.address, prefix)
-                except NODE_FAILURES:
-                    self._drop(node.address)
-                    self._monitor.suspect(node.name)
-                    continue
-                answered = True
-                if row is not None:
-                    return KeyRecord(**{**row, "scopes": frozenset(row["scopes"])})
-        if not answered:
-            raise NoReplicaError
-        return None
+        deadline = Deadline.after(self._request_s, self._clock)
+        try:
+            answer = await self._ask(prefix, "bounded", deadline)
+        except NoReplicaError:
+            answer = await self._ask(prefix, "eventual", deadline)
+        row = answer.rows[0]
+        if row["key_id"] is None and answer.observed is not None and answer.observed.in_recovery:
+            try:
+                row = (await self._ask(prefix, "strong", deadline)).rows[0]
+            except PrimaryUnavailableError:
+                return None
+        if row["key_id"] is None:
+            return None
+        return KeyRecord(**{name: row[name] for name in _COLUMNS}, scopes=frozenset(row["scopes"]))
 
-    def close(self) -> None:
-        """Cuts the connections."""
-        for address in list(self._connections):
-            self._drop(address)
-
-    async def _ask(self, address: NodeAddress, prefix: str) -> asyncpg.Record | None:
-        connection = self._connections.get(address)
-        if connection is None or connection.is_closed():
-            connection = self._connections[address] = await connect_reader(self._settings, address)
-        return await connection.fetchrow(LOOKUP_SQL, prefix, timeout=self._settings.timeouts.statement_ms / 1000)
-
-    def _drop(self, address: NodeAddress) -> None:
-        connection = self._connections.pop(address, None)
-        if connection is not None:
-            connection.terminate()
-
-    def _choose(self, snapshot: ClusterSnapshot) -> list[NodeState]:
-        """Two replicas, the one with the smallest lag first, so that a revoked key is known soon; then the primary."""
-        now_s = self._clock()
-        usable = [node for node in snapshot.replicas if node.is_fresh(now_s)]
-        lag_ms = {node.name: lag for node in usable if (lag := node.lag_ms_at(now_s)) is not None}
-        usable.sort(key=lambda node: lag_ms.get(node.name, float("inf")))
-        return usable[:_REPLICAS] + ([snapshot.primary] if snapshot.primary is not None else [])
+    async def _ask(self, prefix: str, consistency: Consistency, deadline: Deadline) -> Answer:
+        policy = Policy(consistency, _MAX_LAG_MS, self._strategy)
+        return await self._executor.run(_LOOKUP, ([prefix],), Ask(policy, None, 0.0, deadline))

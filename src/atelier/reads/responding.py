@@ -7,6 +7,7 @@ from typing import Any
 from litestar.types import ASGIApp, Scope
 
 from atelier.asgi import Sent, describe_body, headers_of
+from atelier.deadline import Deadline
 from atelier.errors import HistoryLostError
 from atelier.http import DROP_TOKEN_COOKIE, TOKEN_HEADER, matches, read_cookies
 from atelier.problems import MEDIA_TYPE, ProblemError
@@ -34,20 +35,25 @@ class Responder:
         self._keys = keys
         self._asker = asker
 
-    async def respond(self, scope: Scope, fetch: Fetch, *, is_keyed: bool = False) -> ASGIApp:
+    def begin(self) -> Deadline:
+        """The deadline of a request that begins now, where it has to do something else before `respond`."""
+        return self._asker.begin()
+
+    async def respond(self, scope: Scope, fetch: Fetch, *, keyed: Deadline | None = None) -> ASGIApp:
         """Reads what is asked, fetches the document, and writes it down.
 
         Args:
             scope: of the request, for its headers.
             fetch: gets the document for an ask.
-            is_keyed: it is for who has an API key; no cache may give it to anybody else.
+            keyed: for a read that needs an API key, the deadline under which it was found valid. No cache may give
+                the answer to anybody else.
 
         Raises:
             AtelierError: the app makes a problem of it.
         """
         headers = headers_of(scope)
         cookies = read_cookies(headers["Cookie"]) if "cookie" in headers else _NO_COOKIES
-        ask, by_cookie = self._asker.read(headers, cookies)
+        ask, by_cookie = self._asker.read(headers, cookies, keyed)
         drop_cookie = by_cookie and ask.token is None
         try:
             document = await fetch(ask)
@@ -55,10 +61,11 @@ class Responder:
             if not by_cookie:
                 raise
             drop_cookie = True
-            ask = self._asker.make(None, headers.get("Atelier-Consistency"), headers.get("Atelier-Wait-Ms"))
+            consistency, wait_ms = headers.get("Atelier-Consistency"), headers.get("Atelier-Wait-Ms")
+            ask = self._asker.make(None, consistency, wait_ms, ask.deadline)
             document = await fetch(ask)
         _note(scope, document.answer)
-        is_private = is_keyed or ask.token is not None or ask.policy.consistency != "eventual"
+        is_private = keyed is not None or ask.token is not None or ask.policy.consistency != "eventual"
         answer_headers = self._describe(document, is_private=is_private)
         if drop_cookie:
             answer_headers.append((b"set-cookie", DROP_TOKEN_COOKIE.encode()))

@@ -10,6 +10,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Scope
 
 from atelier.access.verify import KeyVerifier
+from atelier.deadline import Deadline
 from atelier.http import parse_id, parse_number, read_query
 from atelier.problems import ProblemError
 from atelier.reads.responding import Fetch, Responder
@@ -66,26 +67,37 @@ def _build_inventory(reads: Reads) -> list[HTTPRouteHandler]:
 
     @get("/inventory/{sku_id:str}")
     async def get_inventory(request: ReadRequest) -> ASGIApp:
-        await reads.verifier.verify(request.headers.get("authorization"))
+        deadline = await _admit(reads, request)
         sku_id = _read_id(request, "sku_id")
-        return await respond(request.scope, lambda ask: storefront.inventory(sku_id, ask), is_keyed=True)
+        return await respond(request.scope, lambda ask: storefront.inventory(sku_id, ask), keyed=deadline)
 
     @get("/inventory/{sku_id:str}/movements")
     async def get_movements(request: ReadRequest) -> ASGIApp:
-        await reads.verifier.verify(request.headers.get("authorization"))
+        deadline = await _admit(reads, request)
         sku_id = _read_id(request, "sku_id")
         query = read_query(request.scope["query_string"], _MOVEMENT_PARAMETERS)
         after = parse_number(query.get("after", "0"), "after", low=0)
         count = parse_number(query.get("count", "100"), "count", low=1, high=_LARGEST_COUNT)
-        return await respond(request.scope, lambda ask: storefront.movements(sku_id, after, count, ask), is_keyed=True)
+        return await respond(request.scope, lambda ask: storefront.movements(sku_id, after, count, ask), keyed=deadline)
 
     @get("/reservations/{reservation_id:str}")
     async def get_reservation(request: ReadRequest) -> ASGIApp:
-        await reads.verifier.verify(request.headers.get("authorization"))
+        deadline = await _admit(reads, request)
         reservation_id = _read_id(request, "reservation_id")
-        return await respond(request.scope, lambda ask: storefront.reservation(reservation_id, ask), is_keyed=True)
+        return await respond(request.scope, lambda ask: storefront.reservation(reservation_id, ask), keyed=deadline)
 
     return [get_inventory, get_movements, get_reservation]
+
+
+async def _admit(reads: Reads, request: ReadRequest) -> Deadline:
+    """Lets any valid key in, before anything else is looked at.
+
+    Returns:
+        The deadline of the request, of which this has taken its part.
+    """
+    deadline = reads.responder.begin()
+    await reads.verifier.verify(request.headers.get("authorization"), deadline)
+    return deadline
 
 
 def _read_id(request: ReadRequest, name: str) -> int:
