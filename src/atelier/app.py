@@ -1,5 +1,6 @@
 """The composition root: makes everything, in order, and closes it in the opposite order. Imports both sides."""
 
+import asyncio
 import gc
 import os
 import sys
@@ -36,7 +37,7 @@ from atelier.topology.monitor import TopologyMonitor
 from atelier.topology.sources import choose_source
 from atelier.topology.state import ClusterSnapshot
 from atelier.web.cors import Cors, Origins
-from atelier.web.draining import Draining
+from atelier.web.draining import RELIST, Draining
 from atelier.web.edge import App, Edge
 from atelier.web.guards import ask_for_key
 from atelier.web.metrics import build_metrics, observe_nodes
@@ -97,6 +98,7 @@ def create_app(settings: Settings) -> Edge:
             if service is not None:
                 await stack.enter_async_context(service)
             draining.listen(tail.end)
+            asyncio.get_running_loop().add_signal_handler(RELIST, monitor.relist_soon)
             yield
 
     refusals = Refusals(keys, lambda: present_token(monitor.snapshot))

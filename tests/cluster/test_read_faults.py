@@ -17,6 +17,7 @@ from atelier.reads.batch import NodeFailedError
 from atelier.reads.executor import Answer
 from atelier.reads.position import POSITION
 from atelier.reads.queries import Statement
+from atelier.topology import monitor as monitor_module
 from atelier.topology.sources import NodesFile
 from tests.fixtures.reading import Reading, Shop, make_settings, open_reading, open_shop, with_ports
 from tests.fixtures.tcp_proxy import TcpProxy, open_proxy
@@ -454,8 +455,12 @@ async def wait_for_column(cluster: EmbeddedCluster, column: str) -> None:
             await admin.close()
 
 
-async def test_nodes_join_and_leave_while_it_runs(cluster: EmbeddedCluster, shop: Shop, tmp_path: Path) -> None:
-    """The file is read again; a list that makes no sense changes nothing."""
+async def test_nodes_join_and_leave_while_it_runs(
+    cluster: EmbeddedCluster, shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is read again; a list that makes no sense, or is no text, is told of, and changes nothing."""
+    told: list[str] = []
+    monkeypatch.setattr(monitor_module.log, "warning", lambda event, **_: told.append(event))
     listed = {name: f"{name}=127.0.0.1:{cluster.node(name).port}" for name in NODES}
     path = tmp_path / "nodes"
     path.write_text(f"{listed['pg1']},{listed['pg2']}\n")
@@ -467,8 +472,12 @@ async def test_nodes_join_and_leave_while_it_runs(cluster: EmbeddedCluster, shop
         reading.monitor.relist_soon()
         await reading.until_roles(pg3="replica")
         assert set((await read_many(reading, product_id))[0]) == REPLICAS
-        path.write_text("pg1=nonsense")
-        reading.monitor.relist_soon()
+        for nonsense in (b"pg1=nonsense", b"pg1=\xff\xfe:1", b""):
+            told.clear()
+            path.write_bytes(nonsense)
+            reading.monitor.relist_soon()
+            await reading.until(lambda: "node_list_unreadable" in told)
+            assert set((await read_many(reading, product_id))[0]) == REPLICAS
         path.write_text(f"{listed['pg1']},{listed['pg3']}")
         reading.monitor.relist_soon()
         await reading.until(lambda: reading.monitor.snapshot.node("pg2") is None)

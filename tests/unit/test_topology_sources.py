@@ -40,11 +40,13 @@ async def test_a_list_by_value_stays_as_it_is() -> None:
     assert await source.nodes() == PAIR
 
 
-@pytest.mark.parametrize("text", ["", "\n", "nonsense", "pg1=db", "pg1=db:0", "pg1=db:65536", "a=b:1,a=c:2"])
-async def test_a_file_that_names_no_nodes_says_so(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"nonsense", b"pg1=db", b"pg1=db:0", b"pg1=db:65536", b"a=b:1,a=c:2", b"pg1=\xff:1"]
+)
+async def test_a_file_that_names_no_nodes_says_so(tmp_path: Path, content: bytes) -> None:
     """In one line, which the monitor logs before it goes on with the old list."""
     path = tmp_path / "nodes"
-    path.write_text(text)
+    path.write_bytes(content)
     with pytest.raises(SettingsError):
         await NodesFile(path).nodes()
 

@@ -16,7 +16,7 @@ from atelier.cli.options import data_dir_option, find_environment
 from atelier.embedded.waiting import wait_for
 from atelier.errors import AtelierError
 from atelier.settings import Settings
-from atelier.web.draining import LAST_CALL, NOTICE
+from atelier.web.draining import LAST_CALL, NOTICE, RELIST
 
 # Of connections, per worker: requests beyond what the pools can serve are refused by the service itself.
 _MOST_CONNECTIONS = 1024
@@ -40,7 +40,8 @@ class PortInUseError(AtelierError):
 def serve(role: str | None, host: str | None, port: int | None, workers: int | None, data_dir: Path) -> None:
     """Serve HTTP, over the nodes that ATELIER_NODES names or those of an embedded cluster.
 
-    Options win over ATELIER_ROLE, ATELIER_HOST, ATELIER_PORT and ATELIER_WORKERS.
+    Options win over ATELIER_ROLE, ATELIER_HOST, ATELIER_PORT and ATELIER_WORKERS. The file that ATELIER_NODES_FILE
+    names is read again every two seconds, and on SIGHUP.
     """
     options = {"ROLE": role, "HOST": host, "PORT": port, "WORKERS": workers}
     chosen = {f"ATELIER_{name}": str(value) for name, value in options.items() if value is not None}
@@ -48,7 +49,7 @@ def serve(role: str | None, host: str | None, port: int | None, workers: int | N
     settings = Settings.from_environment(environ)
     ensure_port_free(settings.host, settings.port)
     _hand_over(environ, settings)
-    for told in (NOTICE, LAST_CALL):
+    for told in (NOTICE, LAST_CALL, RELIST):
         signal.signal(told, signal.SIG_IGN)  # inherited by the workers: one that is still starting does not die of it
     make_server(settings).serve()
 
@@ -99,6 +100,10 @@ class NoticeServer(MPServer):
         self.notice_ms = 0
         self._tell(NOTICE)
         timer.start()
+
+    def signal_handler_reload(self, *_args: object, **_kwargs: object) -> None:
+        """SIGHUP: every worker reads the list of nodes again. The server's own answer would be to replace them all."""
+        self._tell(RELIST)
 
     def _tell(self, what: signal.Signals) -> None:
         for worker in self.wrks:

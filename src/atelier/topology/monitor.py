@@ -172,7 +172,7 @@ class TopologyMonitor:
         return (self._clock() - watch.asked_at_s) * 1000
 
     def relist_soon(self) -> None:
-        """Has the list of nodes read again now; for a signal handler."""
+        """Has the list of nodes read again now: when the process is told to, by a signal."""
         self._relist_now.set()
 
     # The list of nodes
@@ -187,6 +187,9 @@ class TopologyMonitor:
                 self._take_list(await self._source.nodes())
             except (AtelierError, OSError) as error:
                 log.warning("node_list_unreadable", reason=str(error))
+            except Exception:
+                # The list that is known stays in force, and is read again: whoever mends it shall not have to restart.
+                log.exception("node_list_broken")
 
     def _take_list(self, addresses: tuple[NodeAddress, ...]) -> None:
         if tuple(state.address for state in self._states.values()) == addresses:

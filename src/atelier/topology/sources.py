@@ -43,12 +43,11 @@ class NodesFile:
 
         Raises:
             OSError: it cannot be read.
-            SettingsError: it names no node, one twice, or in another form.
+            SettingsError: it names no node, one twice, or in another form, or is no text at all.
         """
-        # A line of text from a local disk: shorter than handing it to a thread.
-        text = self._path.read_text(encoding="utf-8")
         try:
-            return parse_node_lines(text)
+            # A line of text from a local disk: shorter than handing it to a thread.
+            return parse_node_lines(self._path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise SettingsError(f"{self._path} {error}") from error
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 # Sent by the server's first process to its workers. Nobody else's: they have no meaning to the server itself.
 NOTICE = signal.SIGUSR1
 LAST_CALL = signal.SIGUSR2
+# Read the list of nodes again. The server itself gets SIGHUP for that.
+RELIST = signal.Signals(signal.SIGRTMIN)
 
 
 class Draining:
