@@ -132,6 +132,45 @@ async def test_deadline_tells_whether_anything_was_begun() -> None:
     assert work.batches == [["a"]]
 
 
+async def test_item_that_was_told_that_nothing_was_done_is_not_taken_in_the_same_turn() -> None:
+    """Its time is over while the lane is about to take what waits: "nothing was done" stays true."""
+    work = Work()
+    work.gate.clear()
+    async with Combiner(work, LIMITS, clock=time.monotonic) as combiner:
+        begun = asyncio.create_task(combiner.submit("a", soon()))
+        await until(lambda: work.batches)
+        late = asyncio.create_task(combiner.submit("late", soon()))
+        await until(lambda: combiner.waiting == 1)
+        work.gate.set()  # the lane goes on before the one that waits is woken
+        combiner._interactive[0].give_up()
+        with pytest.raises(OverloadedError):
+            await late
+        assert await begun == "A"
+        assert await combiner.submit("b", soon()) == "B"
+    assert work.batches == [["a"], ["b"]]
+
+
+async def test_bulk_leaves_room_for_those_that_somebody_waits_for() -> None:
+    """A queue full of bulk: one bulk item more is refused, an interactive one gets in, and goes first."""
+    work = Work()
+    work.gate.clear()
+    limits = QueueLimits(waiting=6, lanes=1, largest_batch=16, target_s=60.0)
+    async with Combiner(work, limits, clock=time.monotonic) as combiner:
+        tasks = [asyncio.create_task(combiner.submit("a", soon()))]
+        await until(lambda: work.batches)
+        bulk = [asyncio.create_task(combiner.submit(f"bulk{n}", soon(), is_bulk=True)) for n in range(6)]
+        await until(lambda: combiner.waiting + sum(task.done() for task in bulk) == 6)
+        tasks += [asyncio.create_task(combiner.submit(f"quick{n}", soon())) for n in range(3)]
+        await until(lambda: combiner.waiting == 6)
+        with pytest.raises(OverloadedError):
+            await combiner.submit("quick3", soon())
+        work.gate.set()
+        await asyncio.gather(*tasks)
+        answers = await asyncio.gather(*bulk, return_exceptions=True)
+    assert work.batches[1] == ["quick0", "quick1", "quick2", "bulk0", "bulk1", "bulk2"]
+    assert [type(answer) for answer in answers] == [str] * 3 + [OverloadedError] * 3
+
+
 async def test_slow_batches_get_smaller_and_quick_full_ones_larger() -> None:
     """A batch that took longer than its target halves the next ones."""
     now = [0.0]

@@ -50,7 +50,8 @@ class QueueLimits:
     """Bounds of a combiner.
 
     Attributes:
-        waiting: items in the queue, beyond them `OverloadedError` at once.
+        waiting: items in the queue, beyond them `OverloadedError` at once. Bulk takes half of it at most, so that it
+            never keeps out who is not.
         lanes: batches at the same time.
         largest_batch: items in one batch.
         target_s: a batch that took longer makes the next ones smaller, a quick full one larger.
@@ -142,7 +143,7 @@ class Combiner(Generic[Item, Result]):
             OutcomeUnknownError: the deadline came while it was being carried out.
             Exception: what `run` gave for it.
         """
-        if self._is_closing or self.waiting >= self._limits.waiting:
+        if self._is_closing or not self._has_room(is_bulk=is_bulk):
             raise OverloadedError
         loop = asyncio.get_running_loop()
         ticket: _Ticket[Item, Result] = _Ticket(item, loop.create_future())
@@ -158,6 +159,11 @@ class Combiner(Generic[Item, Result]):
             if not ticket.is_started:
                 with contextlib.suppress(ValueError):
                     queue.remove(ticket)
+
+    def _has_room(self, *, is_bulk: bool) -> bool:
+        if is_bulk and 2 * len(self._bulk) >= self._limits.waiting:
+            return False
+        return self.waiting < self._limits.waiting
 
     def _wake_one(self) -> None:
         while self._free:
@@ -180,6 +186,8 @@ class Combiner(Generic[Item, Result]):
                 if not self.waiting:
                     continue
             batch = self._take()
+            if not batch:
+                continue
             started_s = self._clock()
             self._running += 1
             await self._carry_out(batch)
@@ -213,6 +221,9 @@ class Combiner(Generic[Item, Result]):
         for queue in (self._interactive, self._bulk):
             while queue and len(batch) < self._size.now:
                 ticket = queue.popleft()
+                if ticket.future.done():
+                    # Its time was over in this very turn of the loop: it was told that nothing was done.
+                    continue
                 ticket.is_started = True
                 batch.append(ticket)
         return batch
