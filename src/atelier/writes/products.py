@@ -103,8 +103,8 @@ async def delete_product(command: DeleteProduct, uow: UnitOfWork, key: str) -> V
     if refused := await remove_stock(uow, sku_ids, key):
         return refused
     before = await show_product(uow, product_id)
-    await uow.execute(_DELETE, {"id": product_id})
     await raise_versions(uow, referring - {product_id})
+    await uow.execute(_DELETE, {"id": product_id})
     return Done(204, before=before)
 
 
@@ -113,10 +113,10 @@ async def replace_features(command: ReplaceFeatures, uow: UnitOfWork, _key: str)
     product_id = command.product_id
     if refused := await lock_product(uow, product_id, command.if_match):
         return refused
-    before = await show_features(uow, product_id)
+    before, tag = await show_features(uow, product_id), await _raise(uow, product_id)
     await uow.execute(_CLEAR_FEATURES, {"id": product_id})
     await _insert_features(uow, product_id, command.body)
-    return await _done(uow, product_id, before, await show_features(uow, product_id))
+    return _changed(tag, before, await show_features(uow, product_id))
 
 
 async def replace_related(command: ReplaceRelated, uow: UnitOfWork, _key: str) -> Verdict:
@@ -125,10 +125,10 @@ async def replace_related(command: ReplaceRelated, uow: UnitOfWork, _key: str) -
     versions = await check_related(uow, command.body, product_id)
     if refused := judge_version(product_id, versions.get(product_id), command.if_match):
         return refused
-    before = await show_related(uow, product_id)
+    before, tag = await show_related(uow, product_id), await _raise(uow, product_id)
     await uow.execute(_CLEAR_RELATED, {"id": product_id})
     await _insert_related(uow, product_id, command.body)
-    return await _done(uow, product_id, before, await show_related(uow, product_id))
+    return _changed(tag, before, await show_related(uow, product_id))
 
 
 async def _update(uow: UnitOfWork, product_id: int, fields: dict[str, Any], if_match: VersionMatch) -> Verdict:
@@ -140,9 +140,13 @@ async def _update(uow: UnitOfWork, product_id: int, fields: dict[str, Any], if_m
     return Done(200, after, {"ETag": f'"{version}"'}, before=before, after=after)
 
 
-async def _done(uow: UnitOfWork, product_id: int, before: Any, after: Any) -> Done:
-    version = (await raise_versions(uow, [product_id]))[product_id]
-    return Done(200, after, {"ETag": f'"{version}"'}, before=before, after=after)
+async def _raise(uow: UnitOfWork, product_id: int) -> str:
+    """Raises the version, before the parts change: triggers raise it for whoever has not, and it is to rise once."""
+    return f'"{(await raise_versions(uow, [product_id]))[product_id]}"'
+
+
+def _changed(tag: str, before: Any, after: Any) -> Done:
+    return Done(200, after, {"ETag": tag}, before=before, after=after)
 
 
 async def _find_referring(uow: UnitOfWork, product_id: int) -> set[int]:

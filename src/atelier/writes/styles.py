@@ -72,10 +72,10 @@ async def create_style(command: CreateStyle, uow: UnitOfWork, key: str) -> Verdi
     """Adds a style with its photos and SKUs."""
     if refused := await lock_product(uow, command.product_id, command.if_match):
         return refused
+    tag = await _raise(uow, command.product_id)
     style_id = (await insert_styles(uow, command.product_id, [command.body], key))[0]
     document = await show_style(uow, style_id)
-    headers = {"Location": f"/styles/{style_id}", "ETag": await _raise(uow, command.product_id)}
-    return Done(201, document, headers, after=document)
+    return Done(201, document, {"Location": f"/styles/{style_id}", "ETag": tag}, after=document)
 
 
 async def patch_style(command: PatchStyle, uow: UnitOfWork, _key: str) -> Verdict:
@@ -84,6 +84,7 @@ async def patch_style(command: PatchStyle, uow: UnitOfWork, _key: str) -> Verdic
     if isinstance(product_id, Refused):
         return product_id
     before, body = await show_style(uow, command.style_id), command.body
+    tag = await _raise(uow, product_id)
     if body.is_default is True:
         await uow.execute(_CLEAR_DEFAULT, {"product_id": product_id})
     await uow.execute(
@@ -97,7 +98,7 @@ async def patch_style(command: PatchStyle, uow: UnitOfWork, _key: str) -> Verdic
             "is_default": _or_none(body.is_default),
         },
     )
-    return await _changed(uow, product_id, command.style_id, before)
+    return await _changed(uow, command.style_id, tag, before)
 
 
 async def delete_style(command: DeleteStyle, uow: UnitOfWork, key: str) -> Verdict:
@@ -109,8 +110,9 @@ async def delete_style(command: DeleteStyle, uow: UnitOfWork, key: str) -> Verdi
     if refused := await remove_stock(uow, sku_ids, key):
         return refused
     before = await show_style(uow, command.style_id)
+    tag = await _raise(uow, product_id)
     await uow.execute(_DELETE_STYLE, {"id": command.style_id})
-    return Done(204, headers={"ETag": await _raise(uow, product_id)}, before=before)
+    return Done(204, headers={"ETag": tag}, before=before)
 
 
 async def replace_photos(command: ReplacePhotos, uow: UnitOfWork, _key: str) -> Verdict:
@@ -119,9 +121,10 @@ async def replace_photos(command: ReplacePhotos, uow: UnitOfWork, _key: str) -> 
     if isinstance(product_id, Refused):
         return product_id
     before = await show_style(uow, command.style_id)
+    tag = await _raise(uow, product_id)
     await uow.execute(_CLEAR_PHOTOS, {"id": command.style_id})
     await _insert_photos(uow, [(command.style_id, photo) for photo in command.body])
-    return await _changed(uow, product_id, command.style_id, before)
+    return await _changed(uow, command.style_id, tag, before)
 
 
 async def create_sku(command: CreateSku, uow: UnitOfWork, key: str) -> Verdict:
@@ -129,11 +132,11 @@ async def create_sku(command: CreateSku, uow: UnitOfWork, key: str) -> Verdict:
     product_id = await lock_style(uow, command.style_id, command.if_match)
     if isinstance(product_id, Refused):
         return product_id
+    tag = await _raise(uow, product_id)
     sku_id = (await uow.execute(_DRAW, {"styles": 0, "skus": 1}))[0].skus[0]
     await _insert_skus(uow, [sku_id], [(command.style_id, command.body)], key)
     document = await show_stock(uow, sku_id)
-    headers = {"Location": f"/inventory/{sku_id}", "ETag": await _raise(uow, product_id)}
-    return Done(201, document, headers, after=document)
+    return Done(201, document, {"Location": f"/inventory/{sku_id}", "ETag": tag}, after=document)
 
 
 async def delete_sku(command: DeleteSku, uow: UnitOfWork, key: str) -> Verdict:
@@ -144,8 +147,9 @@ async def delete_sku(command: DeleteSku, uow: UnitOfWork, key: str) -> Verdict:
     before = await show_stock(uow, command.sku_id)
     if refused := await remove_stock(uow, [command.sku_id], key):
         return refused
+    tag = await _raise(uow, product_id)
     await uow.execute(_DELETE_SKU, {"id": command.sku_id})
-    return Done(204, headers={"ETag": await _raise(uow, product_id)}, before=before)
+    return Done(204, headers={"ETag": tag}, before=before)
 
 
 async def insert_styles(uow: UnitOfWork, product_id: int, styles: Sequence[Style], key: str) -> list[int]:
@@ -196,13 +200,16 @@ async def _insert_skus(uow: UnitOfWork, ids: list[int], skus: Sequence[tuple[int
         await uow.execute(_INSERT_STOCK, {"ids": ids, "quantities": [sku.quantity for _, sku in skus], "key": key})
 
 
-async def _changed(uow: UnitOfWork, product_id: int, style_id: int, before: Raw | None) -> Done:
+async def _changed(uow: UnitOfWork, style_id: int, tag: str, before: Raw | None) -> Done:
     after = await show_style(uow, style_id)
-    return Done(200, after, {"ETag": await _raise(uow, product_id)}, before=before, after=after)
+    return Done(200, after, {"ETag": tag}, before=before, after=after)
 
 
 async def _raise(uow: UnitOfWork, product_id: int) -> str:
-    """Raises the product's version; gives the entity tag that it is now."""
+    """Raises the product's version; gives the entity tag that it is now.
+
+    Before its parts change: triggers raise it for whoever has not, and it is to rise once.
+    """
     return f'"{(await raise_versions(uow, [product_id]))[product_id]}"'
 
 
