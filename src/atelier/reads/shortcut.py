@@ -1,4 +1,4 @@
-"""The short way for what pages read all the time: the documented addresses, answered without the framework's routing.
+"""The short way for what pages read all the time, in both dialects, answered without the framework's routing.
 
 The answers are made by the same functions as those of the ordinary handlers in `atelier.reads.routes`; whatever is not
 plainly one of these reads goes on to the framework. Why: `docs/decisions/0008-the-short-way.md`.
@@ -13,7 +13,9 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from atelier.asgi import headers_of
 from atelier.reads.routes import RESOURCES, Parse, Reads
 
-_ADDRESS = re.compile(r"/products(?:/([0-9]+)(?:/(styles|related))?)?", re.ASCII)
+# What follows the id is nothing ("") for the product itself, and missing (None) for the list.
+_ADDRESS = re.compile(r"(?:/api/fec2/([a-z0-9-]{1,32}))?/products(?:/([0-9]+)(|/styles|/related))?", re.ASCII)
+_LIVE = "/api/fec2/{campus}"
 # The framework refuses hosts that are none; those it would have to look at closer are left to it.
 _HOST = re.compile(rb"[A-Za-z0-9.:-]{1,253}", re.ASCII)
 
@@ -28,12 +30,14 @@ class Shortcut:
         self._app = app
         self._reads = reads
         self._refuse = refuse
-        self._places: dict[str | None, tuple[str, Parse]] = {
-            kind: (template, RESOURCES[template])
-            for kind, template in (
-                (None, "/products/{product_id}"),
-                ("styles", "/products/{product_id}/styles"),
-                ("related", "/products/{product_id}/related"),
+        self._places: dict[tuple[bool, str | None], tuple[str, Parse]] = {
+            (live, rest): (f"{_LIVE}{template}" if live else template, RESOURCES[template])
+            for live in (False, True)
+            for rest, template in (
+                (None, "/products"),
+                ("", "/products/{product_id}"),
+                ("/styles", "/products/{product_id}/styles"),
+                ("/related", "/products/{product_id}/related"),
             )
         }
 
@@ -43,11 +47,9 @@ class Shortcut:
         if address is None:
             await self._app(scope, receive, send)
             return
-        product_id, kind = address.groups()
-        if product_id is None:
-            template, parse, parts = "/products", RESOURCES["/products"], {}
-        else:
-            (template, parse), parts = self._places[kind], {"product_id": product_id}
+        campus, product_id, rest = address.groups()
+        template, parse = self._places[campus is not None, rest]
+        parts = {name: part for name, part in (("product_id", product_id), ("campus", campus)) if part is not None}
         scope["path_template"] = template
         try:
             answer = await self._reads.responder.respond(scope, parse(self._reads.storefront, parts, scope))
