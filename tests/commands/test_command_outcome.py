@@ -8,11 +8,19 @@ import asyncpg
 import httpx
 import pytest
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from atelier.deadline import Deadline
 from atelier.embedded.cluster import EmbeddedCluster
-from atelier.errors import OutcomeUnknownError, PrimaryUnavailableError
+from atelier.errors import OutcomeUnknownError, OverloadedError, PrimaryUnavailableError
+from atelier.problems import ProblemError
+from atelier.writes import dispatch
+from atelier.writes.commands import AdjustStock
+from atelier.writes.dispatch import Dispatcher
+from atelier.writes.envelope import Receipt
 from atelier.writes.failures import ConflictError, ConnectionLostError, translate
+from atelier.writes.idempotency import InFlight, claim_keys
+from atelier.writes.inventory import change_stock
 from atelier.writes.primary import PrimaryGateway
 from atelier.writes.service import WriteService
 from atelier.writes.unit_of_work import UnitOfWork
@@ -76,6 +84,75 @@ async def test_commit_whose_connection_broke_is_settled_by_its_key(
     assert await on_hand(database, sku_id) == (16, 16)
     assert proxy.commits > before
     assert order.notes["attempts"] > 1
+
+
+@pytest.mark.parametrize("moment", ["cut-before", "cut-after"])
+async def test_lost_commit_is_settled_for_each_order_of_its_batch(
+    shop: Shop, database: asyncpg.Connection, proxy: Proxy, writes: WriteService, moment: str
+) -> None:
+    """One key twice, and a replay, beside others: done once, in flight, and a replay as it was, long before the end."""
+    [sku_id] = await shop.stocked(5)
+    earlier, key = make_order(adjustment((sku_id, 1))), new_key()
+    await writes.submit(earlier)
+    orders = [
+        make_order(adjustment((sku_id, 10)), key=key),
+        make_order(adjustment((sku_id, 10)), key=key),
+        make_order(adjustment((sku_id, 100))),
+        make_order(earlier.command, key=earlier.key),
+    ]
+    proxy.on_commit, before = once(moment), proxy.commits
+    results = await writes.dispatcher.carry_out(orders)
+    assert list(map(told, results)) == [(200, False), "idempotency-in-flight", (200, False), (200, True)]
+    assert proxy.commits > before
+    assert await on_hand(database, sku_id) == (116, 116)
+
+
+async def test_only_who_was_in_the_lost_commit_waits_for_it(
+    shop: Shop, proxy: Proxy, writes: WriteService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server still holds its keys when they are asked for: the others are told so at once."""
+    [sku_id] = await shop.stocked(5)
+    await writes.submit(make_order(adjustment((sku_id, 1))))
+    key, asked = new_key(), []
+
+    async def claim(uow: UnitOfWork, orders):
+        asked.append(len(orders))
+        return [InFlight() for _ in orders] if len(asked) == 2 else await claim_keys(uow, orders)
+
+    monkeypatch.setattr(dispatch, "claim_keys", claim)
+    proxy.on_commit = once("cut-after")
+    orders = [make_order(adjustment((sku_id, delta)), key=key) for delta in (10, 10)]
+    results = await writes.dispatcher.carry_out([*orders, make_order(adjustment((sku_id, 100)))])
+    assert list(map(told, results)) == [(200, False), "idempotency-in-flight", (200, False)]
+    assert asked == [3, 3, 2]
+
+
+def told(result: Receipt | Exception) -> tuple[int, bool] | str:
+    """What a client is told: status and whether it is a replay, or the name of the problem."""
+    if isinstance(result, ProblemError):
+        return result.body("/").partition(b"/problems/")[2].partition(b'"')[0].decode()
+    return (result.outcome.status, result.is_replay) if isinstance(result, Receipt) else type(result).__name__
+
+
+async def test_slip_over_one_command_costs_none_of_its_neighbours(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
+) -> None:
+    """What nobody foresaw, before the commit: each is carried out by itself, one fails, and the log tells of it."""
+    [sku_id] = await shop.stocked(0)
+    orders = [make_order(adjustment((sku_id, 1))) for _ in range(5)]
+
+    async def slip(batch, uow: UnitOfWork):
+        verdicts = await change_stock(batch, uow)
+        if orders[2] in batch:
+            raise LookupError("slipped")
+        return verdicts
+
+    async with open_gateway(settings_of(cluster)) as gateway:
+        with capture_logs() as lines:
+            results = await Dispatcher(gateway, {AdjustStock: slip}, random=lambda: 0.5).carry_out(orders)
+    assert list(map(told, results)) == [(200, False)] * 2 + ["LookupError"] + [(200, False)] * 2
+    assert await on_hand(database, sku_id) == (4, 4)
+    assert [line["commands"] for line in lines if line["event"] == "batch_broken"] == [5, 1]
 
 
 async def test_command_whose_connection_broke_before_the_commit_is_done_again(
@@ -257,6 +334,14 @@ def test_server_that_cannot_work_any_more_is_a_lost_one(code: str) -> None:
     error = asyncpg.PostgresError("")
     error.sqlstate = code
     assert isinstance(translate(error), ConnectionLostError)
+
+
+@pytest.mark.parametrize("code", ["53000", "53100", "53200", "53300", "53400"])
+def test_server_that_has_run_out_of_something_is_overloaded(code: str) -> None:
+    """Memory, disk, connections: 503 with Retry-After for all it concerns, and nothing was done."""
+    error = asyncpg.PostgresError("")
+    error.sqlstate = code
+    assert isinstance(translate(error), OverloadedError)
 
 
 async def test_no_connection_outlives_its_generation(cluster: EmbeddedCluster, database: asyncpg.Connection) -> None:

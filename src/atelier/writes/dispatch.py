@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -28,6 +29,37 @@ Result = Receipt | Exception
 _LONGEST_JITTER_S = 0.02
 
 
+@dataclass(slots=True, eq=False)
+class _Case:
+    """An order on its way through attempts.
+
+    Attributes:
+        order: what to carry out.
+        is_lost: its effect was in a commit whose answer was lost. A stored outcome is this request's own then, not an
+            earlier one's; and a key that is held is held by that commit, which is waited for.
+        result: None until there is one.
+    """
+
+    order: Envelope
+    is_lost: bool = False
+    result: Result | None = None
+
+    def learn(self, claim: Outcome | InFlight | ProblemError, token: CausalToken) -> None:
+        """Takes what was found under its key."""
+        if isinstance(claim, Outcome):
+            self.result = Receipt(claim, token, is_replay=not self.is_lost)
+        elif isinstance(claim, ProblemError):
+            self.result = claim
+        elif not self.is_lost:
+            self.result = claim.refusal()
+
+    def told(self) -> Result:
+        """The result, which is there by now."""
+        if self.result is None:
+            raise RuntimeError("an order was left without a result")
+        return self.result
+
+
 class Dispatcher:
     """Carries out batches of orders of one handler."""
 
@@ -43,37 +75,58 @@ class Dispatcher:
         """Carries out a batch whose commands all have one handler.
 
         Conflicts, lost connections and failovers are tried again until the last deadline of the batch. A commit whose
-        answer was lost is settled by the keys: found, it was done; free and not found, it never happened and is done
-        now; held, it is waited for.
+        answer was lost is settled by the keys of what was in it: found, it was done; free and not found, it never
+        happened and is done now; held, it is waited for. What was not in it is answered as ever.
 
         Returns:
             A receipt or an error for each, in their order.
         """
-        deadline = max((order.deadline for order in orders), key=lambda deadline: deadline.ends_at_s)
-        is_settling = False
+        cases = [_Case(order) for order in orders]
+        await self._settle(cases, is_unsure=False)
+        return [case.told() for case in cases]
+
+    async def _settle(self, cases: Sequence["_Case"], *, is_unsure: bool) -> None:
+        """Tries until there is a result for each; `is_unsure` when a commit was lost before."""
+        deadline = max((case.order.deadline for case in cases), key=lambda deadline: deadline.ends_at_s)
         while True:
+            cases = [case for case in cases if case.result is None]
             try:
-                results = await self._attempt(orders, deadline, is_settling=is_settling)
-                if not is_settling or not any(isinstance(result, InFlight) for result in results):
-                    return [_to_result(result) for result in results]
+                await self._attempt(cases, deadline)
+                if all(case.result is not None for case in cases):
+                    break
             except CommitLostError:
-                is_settling = True
-                log.warning("commit_lost", commands=len(orders))
+                is_unsure = True
+                log.warning("commit_lost", commands=len(cases))
             except ConflictError:
                 await asyncio.sleep(self._random() * _LONGEST_JITTER_S)
                 continue
             except ConnectionLostError:
-                log.warning("primary_lost", commands=len(orders))
+                log.warning("primary_lost", commands=len(cases))
             except DataRefusedError as error:
-                if len(orders) == 1:
-                    return [ProblemError("invalid-request", str(error))]
-                return [(await self.carry_out([order]))[0] for order in orders]
+                refusal = ProblemError("invalid-request", str(error))
+                await self._settle_singly(cases, refusal, is_unsure=is_unsure)
+                break
             except AtelierError as error:
-                return [_unsettled(error, is_settling=is_settling)] * len(orders)
+                _give_up(cases, error, is_unsure=is_unsure)
+                break
+            except Exception as error:
+                # A slip of ours over one order; the server has taken the transaction back.
+                log.exception("batch_broken", commands=len(cases), kind=type(error).__name__)
+                await self._settle_singly(cases, error, is_unsure=is_unsure)
+                break
             try:
                 await self._gateway.wait_for_another_try(deadline)
             except AtelierError as error:
-                return [_unsettled(error, is_settling=is_settling)] * len(orders)
+                _give_up(cases, error, is_unsure=is_unsure)
+                break
+
+    async def _settle_singly(self, cases: Sequence["_Case"], error: Exception, *, is_unsure: bool) -> None:
+        """Tells an order whose fault it is from its neighbours: each in a transaction of its own."""
+        if len(cases) == 1:
+            cases[0].result = error
+            return
+        for case in cases:
+            await self._settle([case], is_unsure=is_unsure)
 
     async def resolve(self, owner: str, key: str, deadline: Deadline) -> Receipt:
         """What became of a command.
@@ -94,31 +147,32 @@ class Dispatcher:
 
         return await self._gateway.try_until(deadline, look)
 
-    async def _attempt(
-        self, orders: Sequence[Envelope], deadline: Deadline, *, is_settling: bool
-    ) -> Sequence[Result | InFlight]:
-        """One transaction for the whole batch."""
+    async def _attempt(self, cases: Sequence["_Case"], deadline: Deadline) -> None:
+        """One transaction for the whole batch; gives a result to each but those whose own lost commit is under way."""
+        orders = [case.order for case in cases]
         for order in orders:
             order.notes.update(batch=len(orders), attempts=order.notes.get("attempts", 0) + 1)
         async with UnitOfWork(self._gateway, deadline) as uow:
             claims = await claim_keys(uow, orders)
-            fresh = [order for order, claim in zip(orders, claims, strict=True) if isinstance(claim, Unclaimed)]
-            outcomes = await self._decide(fresh, uow) if fresh else []
+            fresh = [case for case, claim in zip(cases, claims, strict=True) if isinstance(claim, Unclaimed)]
+            outcomes = await self._decide([case.order for case in fresh], uow) if fresh else []
             if any(is_kept for _, is_kept in outcomes):
-                token = await uow.commit()
+                try:
+                    token = await uow.commit()
+                except CommitLostError:
+                    for case in fresh:
+                        case.is_lost = True
+                    raise
             elif any(isinstance(claim, Outcome) for claim in claims):
                 token = await self._stand_by(uow)
             else:
                 token = await uow.position()
         decided = iter(outcomes)
-        return [
-            Receipt(next(decided)[0], token, is_replay=False)
-            if isinstance(claim, Unclaimed)
-            else _replay(claim, token, is_settling=is_settling)
-            if isinstance(claim, Outcome)
-            else claim
-            for claim in claims
-        ]
+        for case, claim in zip(cases, claims, strict=True):
+            if isinstance(claim, Unclaimed):
+                case.result = Receipt(next(decided)[0], token, is_replay=False)
+            else:
+                case.learn(claim, token)
 
     async def _decide(self, orders: Sequence[Envelope], uow: UnitOfWork) -> list[tuple[Outcome, bool]]:
         """Runs the handler, and writes down what it said of every order whose outcome is kept."""
@@ -143,20 +197,14 @@ class Dispatcher:
         return await uow.commit()
 
 
-def _replay(outcome: Outcome, token: CausalToken, *, is_settling: bool) -> Receipt:
-    """A stored outcome. While a lost commit is being settled it is this request's own, not an earlier one's."""
-    return Receipt(outcome, token, is_replay=not is_settling)
-
-
-def _to_result(result: Result | InFlight) -> Result:
-    return result.refusal() if isinstance(result, InFlight) else result
-
-
-def _unsettled(error: AtelierError, *, is_settling: bool) -> Exception:
+def _give_up(cases: Sequence["_Case"], error: AtelierError, *, is_unsure: bool) -> None:
     """What is told when no attempt came through: after a commit was lost nothing less than "unknown" is true."""
-    if is_settling:
-        return OutcomeUnknownError()
-    return OverloadedError() if isinstance(error, DeadlineExceededError) else error
+    if is_unsure:
+        error = OutcomeUnknownError()
+    elif isinstance(error, DeadlineExceededError):
+        error = OverloadedError()
+    for case in cases:
+        case.result = error
 
 
 def _to_deed(order: Envelope, verdict: Verdict) -> Deed:

@@ -18,13 +18,14 @@ from atelier.errors import (
 # takes 25006 for a lost connection, so a pool would keep it for ever.
 _ENDS_GENERATION = frozenset({"25006", "57P01", "57P02", "57P03", "57P05"})
 _TRY_AGAIN = frozenset({"40001", "40P01", "55P03", "0A000"})
-_TOO_MANY = frozenset({"53300", "53400"})
 _TIMED_OUT = frozenset({"57014", "25P03", "25P04"})
 _READ_ONLY = "25006"
 # Of a server that cannot work any more, whatever it says in detail: connection, operator intervention (but for the
 # codes above), its disk, its insides; and of one that is still, or again, in recovery.
 _GONE_CLASSES = frozenset({"08", "57", "58", "XX"})
 _NOT_READY = "55000"
+# It has run out of connections, memory or disk, for now; no command of a batch is to blame for that.
+_SHORT_CLASS = "53"
 
 
 class ConnectionLostError(PrimaryUnavailableError):
@@ -46,7 +47,6 @@ class DataRefusedError(AtelierError):
 _KINDS: tuple[tuple[frozenset[str], type[AtelierError]], ...] = (
     (_ENDS_GENERATION, ConnectionLostError),
     (_TRY_AGAIN, ConflictError),
-    (_TOO_MANY, OverloadedError),
     (_TIMED_OUT, DeadlineExceededError),
 )
 
@@ -61,6 +61,8 @@ def translate(error: BaseException) -> AtelierError | None:
     known = next((kind for codes, kind in _KINDS if code in codes), None)
     if known is not None:
         return known()
+    if code[:2] == _SHORT_CLASS:
+        return OverloadedError("The primary has run out of a resource; nothing was done.")
     return ConnectionLostError() if code[:2] in _GONE_CLASSES or code == _NOT_READY else None
 
 
