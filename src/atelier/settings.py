@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from atelier.environment import Environment
+from atelier.errors import SettingsError
 
 Role = Literal["all", "reads", "writes"]
 WhenFull = Literal["refuse", "stalest"]
@@ -105,12 +106,14 @@ class ReadPolicy:
     """Keep, but revalidate: right for every client."""
     when_primary_full: WhenFull = "refuse"
     """An eventual read that found the primary's cap reached: refused, or answered by the least stale replica, whose
-    lag the answer names. Refusing is honest by default: the lag limit was chosen by somebody."""
+    lag the answer names, with a mark in `Server-Timing`. Refusing is honest by default: the lag limit was chosen by
+    somebody."""
     cache_bytes: int = 64 * 1024 * 1024
     """What finished answers may take in the memory of one process; 0 keeps none. This is some 20,000 products with all
     that a page shows of them: the ones that are looked at, of however many there are."""
     weights: tuple[tuple[str, int], ...] = ()
-    """Nodes with more or less than an equal share, by name; 1 for all others."""
+    """Nodes with more or less than an equal share, by name; 1 for all others. Where the nodes are given by value, all
+    of these must be among them; elsewhere they may join later, and the log tells who has not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +276,8 @@ class Settings:
             ),
         )
         source.refuse_unknown()
+        if not settings.patroni and settings.nodes_file is None:
+            _refuse_strangers(settings)
         return settings
 
 
@@ -338,6 +343,13 @@ def parse_token_keys(text: str) -> tuple[bytes, ...]:
             raise ValueError("takes id:hex, with at least 64 hexadecimal digits")
         keys.append(bytes.fromhex(digits))
     return tuple(keys)
+
+
+def _refuse_strangers(settings: Settings) -> None:
+    """A misspelt name would leave its node with an equal share, and nobody the wiser."""
+    strangers = {name for name, _ in settings.reads.weights} - {node.name for node in settings.nodes}
+    if strangers:
+        raise SettingsError(f"ATELIER_WEIGHTS names nodes that are not there: {', '.join(sorted(strangers))}")
 
 
 def _parse_node(text: str) -> NodeAddress:

@@ -19,6 +19,12 @@ class FakeClock:
         return self.now_s
 
 
+def answer(health: NodeHealth, name: str, took_ms: float = 1, *, waiting_s: float = 0) -> bool:
+    """A read that was sent now, or a while ago, ends well; whether that ejected the node."""
+    came_at_s = health._clock() + took_ms / 1000
+    return health.succeed(name, sent_at_s=health._clock() - waiting_s, came_at_s=came_at_s)
+
+
 @pytest.fixture
 def clock() -> FakeClock:
     """Stands still."""
@@ -83,11 +89,24 @@ def test_a_trial_that_succeeds_brings_the_node_back(health: NodeHealth, clock: F
     health.fail("a")
     clock.now_s = 101
     health.begin("a", START)
-    health.succeed("a", 1)
+    answer(health, "a", 1)
     assert not health.is_out("a")
     assert health.ejected_until_s("a") is None
     health.fail("a")
     assert health.ejected_until_s("a") == 101.5
+
+
+def test_a_read_sent_before_the_ejection_was_over_brings_nobody_back(health: NodeHealth, clock: FakeClock) -> None:
+    """A node that fails every other read: what was on its way succeeds, and the time doubles all the same."""
+    health.fail("a")
+    clock.now_s = 100.2
+    answer(health, "a", waiting_s=0.3)
+    assert health.is_out("a")
+    clock.now_s = 100.7
+    answer(health, "a", waiting_s=0.5)
+    assert health.ejected_until_s("a") == 100.5
+    health.fail("a")
+    assert health.ejected_until_s("a") == 101.7
 
 
 def test_a_trial_that_fails_ejects_for_longer(health: NodeHealth, clock: FakeClock) -> None:
@@ -110,10 +129,10 @@ def test_a_node_much_slower_than_its_sibling_is_ejected(health: NodeHealth) -> N
     """A single slow answer does nothing; a habit does."""
     health.begin("b", START)
     for _ in range(10):
-        health.succeed("b", 2)
-        health.succeed("a", 2)
-    assert not health.succeed("a", 400)
-    assert any(health.succeed("a", 400) for _ in range(10))
+        answer(health, "b", 2)
+        answer(health, "a", 2)
+    assert not answer(health, "a", 400)
+    assert any(answer(health, "a", 400) for _ in range(10))
     assert health.is_out("a")
     assert not health.is_out("b")
 
@@ -121,21 +140,68 @@ def test_a_node_much_slower_than_its_sibling_is_ejected(health: NodeHealth) -> N
 def test_a_node_that_is_slow_on_its_trial_stays_out(health: NodeHealth, clock: FakeClock) -> None:
     """Its good old average does not hide it."""
     health.begin("b", START)
-    health.succeed("b", 2)
-    health.succeed("a", 2)
+    answer(health, "b", 2)
+    answer(health, "a", 2)
     health.fail("a")
     clock.now_s = 101
     health.begin("a", START)
-    assert health.succeed("a", 400)
+    assert answer(health, "a", 400)
     assert health.is_out("a")
+
+
+def test_the_primary_is_no_measure_for_replicas(health: NodeHealth) -> None:
+    """Two replicas that are far away, and a primary next door: each side is as fast as it can be."""
+    health.begin("b", START)
+    health.begin("p", START, is_replica=False)
+    for _ in range(50):
+        assert not answer(health, "p", 2)
+        assert not answer(health, "a", 120)
+        assert not answer(health, "b", 120)
+    assert not any(answer(health, "p", 3000) for _ in range(50))
+
+
+def test_who_has_not_answered_lately_is_no_measure(health: NodeHealth, clock: FakeClock) -> None:
+    """A node that died while all were fast says nothing about an hour with more to do; nor does an ejected one."""
+    health.begin("b", START)
+    answer(health, "b", 2)
+    clock.now_s += 3600
+    assert not any(answer(health, "a", 400) for _ in range(20))
+    answer(health, "b", 2)
+    health.fail("b")
+    assert not any(answer(health, "a", 400) for _ in range(20))
+
+
+def test_nodes_that_have_left_are_forgotten(health: NodeHealth) -> None:
+    """With what they were ejected for, and as a measure for others."""
+    health.begin("b", START)
+    health.begin("c", START)
+    answer(health, "b", 2)
+    health.fail("c")
+    health.keep({"a"})
+    assert health.ejected_until_s("c") is None
+    assert health.ewma_ms("b") == 0
+    assert not any(answer(health, "a", 400) for _ in range(20))
+
+
+def test_a_bad_spell_is_forgotten_by_and_by(health: NodeHealth, clock: FakeClock) -> None:
+    """Who chooses by it asks a node again that was slow half a minute ago; then its answer counts, not the spell."""
+    for _ in range(20):
+        answer(health, "a", 90)
+    assert health.ewma_ms("a") == pytest.approx(90)
+    clock.now_s += 5
+    assert health.ewma_ms("a") == pytest.approx(45, rel=0.05)
+    clock.now_s += 25
+    assert health.ewma_ms("a") < 2
+    answer(health, "a", 2)
+    assert health.ewma_ms("a") < 2
 
 
 def test_when_all_are_slow_nobody_is_ejected(health: NodeHealth) -> None:
     """Then it is the load, or the question."""
     health.begin("b", START)
     for _ in range(50):
-        assert not health.succeed("a", 900)
-        assert not health.succeed("b", 700)
+        assert not answer(health, "a", 900)
+        assert not answer(health, "b", 700)
 
 
 def test_every_change_that_others_must_hear_of_at_once_is_counted(health: NodeHealth, clock: FakeClock) -> None:
@@ -144,7 +210,7 @@ def test_every_change_that_others_must_hear_of_at_once_is_counted(health: NodeHe
     def changes_by(event: str) -> bool:
         before = health.changes
         {
-            "answer": lambda: health.succeed("a", 1),
+            "answer": lambda: answer(health, "a", 1),
             "fail": lambda: health.fail("a"),
             "begin": lambda: health.begin("a", START),
             "restart": lambda: health.begin("a", datetime(2026, 1, 2, tzinfo=UTC)),

@@ -1,8 +1,13 @@
 """What the router is told of nodes that fail, without a clock that moves: no node is asked here."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import cast
 
+import pytest
+
+from atelier.errors import SettingsError
+from atelier.reads import pools as pools_module
 from atelier.reads.pools import ReadPools
 from atelier.settings import NodeAddress, Settings
 from atelier.topology.monitor import TopologyMonitor
@@ -59,3 +64,38 @@ def test_what_is_known_of_a_node_is_a_millisecond_old_at_most() -> None:
     assert until_s is not None
     now_s[0] = until_s + 0.002
     assert not pools.loads(SNAPSHOT, cast("TopologyMonitor", monitor))["a"].ejected
+
+
+def test_weights_are_those_of_the_settings() -> None:
+    """Of the nodes that are named; all others have an equal share."""
+    settings = Settings.from_environment(ENVIRON | {"ATELIER_WEIGHTS": "a=3"})
+    loads = ReadPools(settings, clock=lambda: 100.0).loads(SNAPSHOT, cast("TopologyMonitor", SilentMonitor()))
+    assert {name: load.weight for name, load in loads.items()} == {"a": 3, "b": 1}
+
+
+def test_a_weight_of_no_node_is_refused_or_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused where all nodes are known; where they come and go, the log tells it of every new list."""
+    with pytest.raises(SettingsError, match=r"ATELIER_WEIGHTS .* aa$"):
+        Settings.from_environment(ENVIRON | {"ATELIER_WEIGHTS": "aa=3,b=2"})
+    environ = {key: value for key, value in ENVIRON.items() if key != "ATELIER_NODES"}
+    environ |= {"ATELIER_PATRONI": "http://h:8008", "ATELIER_WEIGHTS": "aa=3,b=2"}
+    pools = ReadPools(Settings.from_environment(environ), clock=lambda: 100.0)
+    told: list[list[str]] = []
+    monkeypatch.setattr(pools_module.log, "warning", lambda _event, *, nodes: told.append(nodes))
+    pools.loads(ClusterSnapshot(), cast("TopologyMonitor", SilentMonitor()))
+    assert not told
+    for _ in range(2):
+        pools.loads(replace(SNAPSHOT, generation=1), cast("TopologyMonitor", SilentMonitor()))
+    assert told == [["aa"]]
+
+
+def test_a_node_that_has_left_is_forgotten() -> None:
+    """When it comes back, it is as if it had never been there."""
+    pools = ReadPools(Settings.from_environment(ENVIRON), clock=lambda: 100.0)
+    pools.health.begin("a", START)
+    pools.health.fail("a")
+    assert pools.loads(SNAPSHOT, cast("TopologyMonitor", SilentMonitor()))["a"].ejected
+    left = ClusterSnapshot(SNAPSHOT.nodes[1:], generation=1)
+    assert set(pools.loads(left, cast("TopologyMonitor", SilentMonitor()))) == {"b"}
+    back = replace(SNAPSHOT, generation=2)
+    assert not pools.loads(back, cast("TopologyMonitor", SilentMonitor()))["a"].ejected

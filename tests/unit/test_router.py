@@ -1,6 +1,7 @@
 """The router's one promise, over every small snapshot and over random ones: never a node that breaks the ask."""
 
 import itertools
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atelier.lsn import Lsn
-from atelier.reads.router import Load, Policy, Route, choose
+from atelier.reads.router import Load, Policy, PrimaryUse, Route, choose
 from atelier.settings import NodeAddress
 from atelier.token import CausalToken, History
 from atelier.topology.state import (
@@ -26,6 +27,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 SYSTEM = 7
 HISTORY = History(SYSTEM, 2, ((1, Lsn(6)),))
 STRATEGIES = ("least-outstanding", "round-robin", "random-two-choices", "latency-ewma")
+USES: tuple[PrimaryUse, ...] = ("fallback", "first", "refuse", "stalest")
 
 
 def make_node(
@@ -66,11 +68,12 @@ def route(
     ejected: tuple[str, ...] = (),
     loads: dict[str, Load] | None = None,
     turn: int = 0,
+    primary_use: PrimaryUse = "fallback",
 ) -> Route:
     """The router's choice, with defaults."""
     loads = loads or {node.name: Load(ejected=node.name in ejected) for node in snapshot.nodes}
     policy = policy or Policy("causal" if token else "eventual", 1000)
-    return choose(snapshot, token, policy=policy, now_s=NOW_S, loads=loads, turn=turn)
+    return choose(snapshot, token, policy=policy, now_s=NOW_S, loads=loads, turn=turn, primary_use=primary_use)
 
 
 def good(position: int, *, by_replica: bool = False, timeline: int = 2) -> CausalToken:
@@ -78,19 +81,46 @@ def good(position: int, *, by_replica: bool = False, timeline: int = 2) -> Causa
     return CausalToken(SYSTEM, timeline, Lsn(position), minted_by_replica=by_replica)
 
 
+def is_usable(node: NodeState) -> bool:
+    """Whether a node was seen a short while ago, in a role in which it answers."""
+    seen = node.observation
+    return bool(seen and node.role in ("primary", "replica") and NOW_S - seen.observed_at_s <= OBSERVATION_EXPIRES_S)
+
+
 def keeps_promise(node: NodeState, token: CausalToken | None, policy: Policy) -> bool:
     """What a node must be to answer, said again and in other words than the router's."""
     seen = node.observation
-    if seen is None or node.role not in ("primary", "replica") or NOW_S - seen.observed_at_s > OBSERVATION_EXPIRES_S:
-        return False
-    if policy.consistency == "strong" and node.role != "primary":
+    if seen is None or not is_usable(node) or (policy.consistency == "strong" and node.role != "primary"):
         return False
     # The primary shows what is, however long ago it was observed; a replica's bound grows until it is observed again.
-    if policy.consistency == "bounded" and node.role == "replica":
+    if policy.consistency in ("eventual", "bounded") and node.role == "replica":
         lag_ms = node.lag_ms
         if lag_ms is None or lag_ms + (NOW_S - seen.observed_at_s) * 1000 > policy.max_lag_ms:
             return False
     return token is None or policy.consistency == "eventual" or shows(node, seen, token)
+
+
+def may_answer(
+    snapshot: ClusterSnapshot,
+    token: CausalToken | None,
+    policy: Policy,
+    *,
+    ejected: Collection[str],
+    primary_use: PrimaryUse = "fallback",
+) -> list[NodeState]:
+    """The nodes of which the router must choose one: those that keep the promise, ejected ones if there are no others.
+
+    Only an eventual read may be answered from beyond its limit: with no primary to ask, or with one that is full where
+    the settings say so.
+    """
+    is_full = primary_use in ("refuse", "stalest")
+    able = [node for node in snapshot.nodes if keeps_promise(node, token, policy)]
+    if is_full:
+        able = [node for node in able if node.role != "primary"]
+    has_primary = any(node.role == "primary" and is_usable(node) for node in snapshot.nodes)
+    if not able and policy.consistency == "eventual" and (not has_primary or primary_use == "stalest"):
+        able = [node for node in snapshot.nodes if node.role == "replica" and is_usable(node)]
+    return [node for node in able if node.name not in ejected] or able
 
 
 def shows(node: NodeState, seen: Observation, token: CausalToken) -> bool:
@@ -141,13 +171,13 @@ def test_no_small_snapshot_breaks_the_promise() -> None:
     tried = 0
     for a, b, p in itertools.product(replica_states("a"), replica_states("b"), primary_states()):
         snapshot = make_snapshot(a, p, b)
-        for ejected in ((), ("a",), ("a", "b"), ("a", "b", "p")):
+        for ejected, use in itertools.product(((), ("a",), ("a", "b"), ("a", "b", "p")), USES):
             for policy, token in ASKS:
-                decision = route(snapshot, token, policy=policy, ejected=ejected, turn=tried)
-                allowed = [node for node in snapshot.nodes if keeps_promise(node, token, policy)]
-                assert decision.node in allowed if allowed else decision.node is None, (snapshot, policy, token)
+                decision = route(snapshot, token, policy=policy, ejected=ejected, turn=tried, primary_use=use)
+                allowed = may_answer(snapshot, token, policy, ejected=ejected, primary_use=use)
+                assert decision.node in allowed if allowed else decision.node is None, (snapshot, policy, token, use)
                 tried += 1
-    assert tried > 70_000
+    assert tried > 300_000
 
 
 observations = st.builds(
@@ -183,16 +213,17 @@ load_values = st.builds(Load, st.integers(0, 9), st.floats(0, 100), st.booleans(
     tokens,
     policies,
     st.lists(load_values, min_size=5, max_size=5),
-    st.integers(0, 10_000),
+    st.tuples(st.integers(0, 10_000), st.sampled_from(USES)),
 )
 def test_no_cluster_breaks_the_promise(
     seen: list[tuple[Observation | None, float | None]],
     token: CausalToken | None,
     policy: Policy,
     loads: list[Load],
-    turn: int,
+    turn_and_use: tuple[int, PrimaryUse],
 ) -> None:
     """Roles judged from random observations, random lags, loads and strategies."""
+    turn, use = turn_and_use
     states = tuple(
         NodeState(NodeAddress(f"n{number}", "h", 1), observation, lag_ms=lag_ms)
         for number, (observation, lag_ms) in enumerate(seen)
@@ -200,8 +231,9 @@ def test_no_cluster_breaks_the_promise(
     nodes, primary = judge_nodes(states, HISTORY)
     snapshot = ClusterSnapshot(nodes, HISTORY, 1)
     by_name = {node.name: load for node, load in zip(nodes, loads, strict=False)}
-    decision = choose(snapshot, token, policy=policy, now_s=NOW_S, loads=by_name, turn=turn)
-    allowed = [node for node in nodes if keeps_promise(node, token, policy)]
+    decision = choose(snapshot, token, policy=policy, now_s=NOW_S, loads=by_name, turn=turn, primary_use=use)
+    ejected = {name for name, load in by_name.items() if load.ejected}
+    allowed = may_answer(snapshot, token, policy, ejected=ejected, primary_use=use)
     assert decision.node in allowed if allowed else decision.node is None
     if decision.node is not None and decision.node.observation is not None:
         assert decision.node.observation.system_id == SYSTEM
@@ -229,6 +261,35 @@ def test_an_eventual_read_takes_the_freshest_replica_with_no_primary() -> None:
     freshest = make_node("b", replayed=9, lag_ms=9_999_999)
     decision = route(make_snapshot(make_node("a", replayed=5, lag_ms=None), freshest))
     assert (decision.node, decision.reason) == (freshest, "freshest-replica")
+
+
+def test_a_full_primary_lifts_no_limit() -> None:
+    """It is there, though it takes no more reads: nobody, or the least stale replica where the settings say so."""
+    primary, a = make_node("p", role="primary", lag_ms=0), make_node("a", replayed=5, lag_ms=5000)
+    snapshot = make_snapshot(primary, a, make_node("b", replayed=9, lag_ms=5000))
+    refused = route(snapshot, primary_use="refuse")
+    assert (refused.node, refused.reason) == (None, "primary-full")
+    stalest = route(snapshot, primary_use="stalest")
+    assert (stalest.node, stalest.reason) == (snapshot.node("b"), "stale-replica")
+    assert route(snapshot, primary_use="stalest", ejected=("b",)).node is a
+    for policy in (Policy("bounded", 1000), Policy("strong", 1000)):
+        assert route(snapshot, policy=policy, primary_use="stalest").node is None
+
+
+def test_a_full_primary_leaves_ejected_replicas_within_the_limit() -> None:
+    """They do not answer well, or they would not be ejected: still better than nobody."""
+    snapshot = make_snapshot(make_node("p", role="primary", lag_ms=0), make_node("a"), make_node("b", lag_ms=5000))
+    decision = route(snapshot, primary_use="refuse", ejected=("a", "b"))
+    assert (decision.node, decision.reason) == (snapshot.node("a"), "ejected-replica")
+
+
+def test_the_primary_goes_first_for_a_read_that_replicas_have_failed() -> None:
+    """Unless it is ejected, or does not show what the token has seen."""
+    snapshot = make_snapshot(make_node("a"), make_node("p", role="primary", replayed=12, settled=4, lag_ms=0))
+    decision = route(snapshot, primary_use="first")
+    assert (decision.node, decision.reason) == (snapshot.node("p"), "replicas-failed")
+    assert route(snapshot, primary_use="first", ejected=("p",)).node is snapshot.node("a")
+    assert route(snapshot, good(5, by_replica=True), primary_use="first").node is snapshot.node("a")
 
 
 def test_a_causal_read_may_wait_for_a_replica_before_the_primary_is_asked() -> None:
@@ -272,10 +333,22 @@ def test_equal_replicas_share_the_reads_equally(strategy: str) -> None:
     assert count_choices(strategy, loads) == {"a": 40, "b": 40, "c": 40}
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_idle_replicas_share_the_reads_by_weight(strategy: str) -> None:
+    """Every strategy: twice the weight is twice the reads, when nothing else tells the nodes apart."""
+    loads = {"a": Load(ewma_ms=1, weight=2), "b": Load(ewma_ms=1.1), "c": Load(ewma_ms=1.2)}
+    assert count_choices(strategy, loads) == {"a": 60, "b": 30, "c": 30}
+    snapshot = make_snapshot(make_node("a"), make_node("b"))
+    policy = Policy("eventual", 100, strategy)
+    chosen = [route(snapshot, policy=policy, loads=loads, turn=turn).node for turn in range(300)]
+    assert [chosen.count(snapshot.node(name)) for name in "ab"] == [200, 100]
+
+
 def test_least_outstanding_takes_the_idle_node() -> None:
-    """Weighed by its share."""
+    """Weighed by its share; whoever are equally busy take turns, also beside a busier one."""
     assert count_choices("least-outstanding", {"a": Load(3), "b": Load(0), "c": Load(3)}, 9)["b"] == 9
-    assert count_choices("least-outstanding", {"a": Load(3, weight=8), "b": Load(0), "c": Load(3)}, 9)["a"] == 9
+    assert count_choices("least-outstanding", {"a": Load(3, weight=8), "b": Load(1), "c": Load(3)}, 9)["a"] == 9
+    assert count_choices("least-outstanding", {"a": Load(3), "b": Load(1), "c": Load(1)}, 8) == {"a": 0, "b": 4, "c": 4}
 
 
 def test_latency_ewma_takes_the_fast_node() -> None:
@@ -283,7 +356,7 @@ def test_latency_ewma_takes_the_fast_node() -> None:
     assert (
         count_choices("latency-ewma", {"a": Load(ewma_ms=9), "b": Load(ewma_ms=1), "c": Load(ewma_ms=9)}, 9)["b"] == 9
     )
-    busy = {"a": Load(ewma_ms=9), "b": Load(20, ewma_ms=1), "c": Load(ewma_ms=10)}
+    busy = {"a": Load(ewma_ms=9), "b": Load(20, ewma_ms=1), "c": Load(ewma_ms=12)}
     assert count_choices("latency-ewma", busy, 9)["a"] == 9
 
 

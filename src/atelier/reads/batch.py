@@ -38,16 +38,34 @@ _SWEEP_S = 0.01
 _NODE_STATES = {"57P01", "57P02", "57P03", "25006", "53300"}
 
 
-class NodeFailedError(NodeError):
+class RideError(NodeError):
+    """A statement did not end well for those who rode on it.
+
+    Attributes:
+        shared: whether it was for several ids, any of which may be why: a statement of one's own may do better.
+    """
+
+    shared = False
+
+
+class NodeFailedError(RideError):
     """The node did not answer."""
 
 
-class StatementFailedError(NodeError):
-    """The node refused the statement; another node, or a statement of its own, may not."""
+class StatementFailedError(RideError):
+    """The node refused the statement; another node may not."""
+
+
+class StatementCutError(RideError):
+    """The statement took too long, while the node answered others."""
 
 
 class NodeFullError(NodeError):
     """As many reads as may be are waiting for this node."""
+
+
+class TimeOverError(NodeError):
+    """The read's own time was over before there was an answer, which says nothing of the node."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -72,7 +90,7 @@ class _Rider(msgspec.Struct, eq=False):
     def give_up(self) -> None:
         """Its time is over."""
         if not self.future.done():
-            self.future.set_exception(NodeFailedError("the node did not answer in time"))
+            self.future.set_exception(TimeOverError)
 
 
 @dataclass(slots=True, eq=False)
@@ -155,8 +173,10 @@ class NodeReader:
 
         Raises:
             NodeFullError: too many wait already.
-            NodeFailedError: the node did not answer, or not in time.
+            TimeOverError: the bound is reached, in the queue or on a statement that goes on without this read.
+            NodeFailedError: the node did not answer.
             StatementFailedError: it refused the statement.
+            StatementCutError: it took too long over the statement.
         """
         if self._closed:
             raise NodeFailedError("the node has left")
@@ -279,7 +299,7 @@ class NodeReader:
             # state of its own until that has arrived.
             if getattr(error, "severity_en", None) != "ERROR":
                 connection.terminate()
-            self._refuse(riders, error)
+            self._refuse(riders, error, cut_after_s=sent_at_s if watch.has_cut else None)
         finally:
             watch.end()
             self._finish(lane, riders, connection)
@@ -296,17 +316,23 @@ class NodeReader:
             if not rider.future.done():
                 rider.future.set_result(Outcome(rows[rider.key], sent_at_s, came_at_s))
 
-    def _refuse(self, riders: list[_Rider], error: Exception) -> None:
+    def _refuse(self, riders: list[_Rider], error: Exception, *, cut_after_s: float | None) -> None:
+        """Tells the riders why they have no answer; `cut_after_s` is when a statement was sent that was cut here."""
         state = getattr(error, "sqlstate", None)
-        at_fault = state is None or state in _NODE_STATES or state.startswith("08")
-        kind: type[NodeError] = NodeFailedError if at_fault else StatementFailedError
-        if at_fault:
+        kind: type[RideError] = StatementFailedError
+        if cut_after_s is not None and self._progress_at_s > cut_after_s:
+            kind = StatementCutError
+        elif cut_after_s is not None or state is None or state in _NODE_STATES or state.startswith("08"):
+            kind = NodeFailedError
             self._pool.drop_idle()
         else:
             self._progress_at_s = self._clock()
+        # Who lost a connection with others may ride with them again; whose statement failed or was cut may not.
+        is_shared = (cut_after_s is not None or kind is StatementFailedError) and len({r.key for r in riders}) > 1
         for rider in riders:
             if not rider.future.done():
                 failure = kind(f"{type(error).__name__}: {error}")
+                failure.shared = is_shared
                 failure.__cause__ = error
                 rider.future.set_exception(failure)
 
@@ -332,13 +358,14 @@ class _Watch:
     No timeout of the driver's: it would ask the server, which may be frozen, to cancel, and wait for that.
     """
 
-    __slots__ = ("_connection", "_is_slow", "_lane", "_reader", "_timer")
+    __slots__ = ("_connection", "_is_slow", "_lane", "_reader", "_timer", "has_cut")
 
     def __init__(self, reader: NodeReader, lane: _Lane, connection: ReaderConnection) -> None:
         self._reader = reader
         self._lane = lane
         self._connection = connection
         self._is_slow = False
+        self.has_cut = False
         self._timer = asyncio.get_running_loop().call_later(_SLOW_S, self._find_slow)
 
     def end(self) -> None:
@@ -351,4 +378,8 @@ class _Watch:
         self._is_slow = True
         self._lane.slow += 1
         left_s = self._reader.make_way(self._lane)
-        self._timer = asyncio.get_running_loop().call_later(left_s, self._connection.terminate)
+        self._timer = asyncio.get_running_loop().call_later(left_s, self._cut)
+
+    def _cut(self) -> None:
+        self.has_cut = True
+        self._connection.terminate()

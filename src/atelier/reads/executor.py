@@ -10,11 +10,11 @@ import structlog
 
 from atelier.deadline import Clock, Deadline
 from atelier.errors import DeadlineExceededError, NodeError, NoReplicaError, PrimaryUnavailableError
-from atelier.reads.batch import NodeFailedError, NodeFullError, StatementFailedError
+from atelier.reads.batch import NodeFailedError, NodeFullError, RideError, StatementFailedError
 from atelier.reads.pools import ReadPools
 from atelier.reads.position import PositionMovedError, check_start, known_timeline, mint
 from atelier.reads.queries import Statement
-from atelier.reads.router import Policy, Route, choose, choose_stalest_allowed
+from atelier.reads.router import Policy, PrimaryUse, Route, choose
 from atelier.reads.wait import admit, merge, timeline_later
 from atelier.settings import WhenFull
 from atelier.telemetry import DECISIONS, EJECTIONS, RETRIES, WAITS
@@ -22,12 +22,18 @@ from atelier.token import CausalToken
 from atelier.topology.monitor import TopologyMonitor, Whom
 from atelier.topology.state import ClusterSnapshot, NodeState, Observation
 
-# A sibling, then whoever is left: a third failure in one request is no accident of one node.
+# A sibling, then the primary: a third failure in one request is no accident of one node.
 ATTEMPTS = 3
 
 # SQLSTATEs after which the same statement may well work elsewhere or later: a conflict with replay
 # (https://www.postgresql.org/docs/18/hot-standby.html#HOT-STANDBY-CONFLICT), a deadlock, a timeout.
 _PASSING_STATES = {"40001", "40P01", "57014"}
+
+# What to tell the client of a reason for which no node was chosen; the error's own words for all others.
+_MESSAGES = {
+    "primary-unsettled": "The primary does not show yet what this token has seen.",
+    "primary-full": "No replica may serve this read now, and the primary takes no more reads.",
+}
 
 log = structlog.get_logger(__name__)
 
@@ -90,10 +96,12 @@ class _Try(msgspec.Struct):
     arguments: tuple[object, ...]
     ask: Ask
     timings: Timings = msgspec.field(default_factory=Timings)
+    tries: int = 0
     failed: set[str] = msgspec.field(default_factory=set)
+    primary_use: PrimaryUse = "fallback"
     error: Exception | None = None
     alone: bool = False
-    unsettled: bool = False
+    reason: str = ""
 
 
 class ReadExecutor:
@@ -119,7 +127,8 @@ class ReadExecutor:
 
     def ejected_until_s(self, node: str) -> float | None:
         """When the node's ejection ends, on the clock; None when it is not ejected."""
-        return self._pools.health.ejected_until_s(node)
+        self._pools.loads(self._monitor.snapshot, self._monitor)
+        return self._pools.ejected_until_s(node)
 
     async def run(self, statement: Statement, arguments: Sequence[Any], ask: Ask) -> Answer:
         """Runs a statement on a node that keeps the promise that was asked for.
@@ -137,15 +146,15 @@ class ReadExecutor:
         one = _Try(statement, arguments[0][0], tuple(arguments[1:]), ask)
         if ask.token is not None:
             await admit(self._monitor, ask.token, ask.deadline, beyond=ask.policy.consistency == "eventual")
-        for _ in range(ATTEMPTS):
+        while one.tries < ATTEMPTS:
             route = self._route(one)
             if route.wait_for is not None:
                 route = await self._route_later(route, one)
             if route.node is None:
-                one.unsettled = route.reason == "primary-unsettled"
+                one.reason = route.reason
                 break
             try:
-                return await self._run_on(route.node, route.reason, one)
+                return await self._ask_node(route.node, route.reason, one)
             except (NodeError, PositionMovedError, _TooOldError) as error:
                 self._note_failure(route.node, error, one)
         raise self._refusal(one)
@@ -196,32 +205,16 @@ class ReadExecutor:
             now_s=self._clock(),
             loads=loads,
             turn=next(self._turns),
+            primary_use=one.primary_use,
         )
 
     # Running
-
-    async def _run_on(self, node: NodeState, reason: str, one: _Try) -> Answer:
-        try:
-            return await self._ask_node(node, reason, one)
-        except NodeFullError as error:
-            if node.role != "primary":
-                raise
-            stalest = self._stalest(one)
-            if stalest is None:
-                raise NoReplicaError("the replicas cannot answer, and the primary takes no more reads") from error
-            return await self._ask_node(stalest, "stale-replica", one)
-
-    def _stalest(self, one: _Try) -> NodeState | None:
-        if self._when_primary_full != "stalest" or one.ask.policy.consistency != "eventual":
-            return None
-        snapshot = self._monitor.snapshot
-        return choose_stalest_allowed(snapshot, self._clock(), self._pools.loads(snapshot, self._monitor))
 
     async def _ask_node(self, node: NodeState, reason: str, one: _Try) -> Answer:
         observed = node.observation
         assert observed is not None  # noqa: S101  an unobserved node is never fresh, and so never chosen
         started_s = self._clock()
-        self._pools.health.begin(node.name, observed.started_at)
+        self._pools.health.begin(node.name, observed.started_at, is_replica=node.role == "replica")
         outcome = await self._pools.reader(node).fetch(
             one.statement,
             one.key,
@@ -230,9 +223,8 @@ class ReadExecutor:
             alone=one.alone,
         )
         one.timings.wait_ms += max(0.0, outcome.sent_at_s - started_s) * 1000
-        took_ms = (outcome.came_at_s - outcome.sent_at_s) * 1000
-        one.timings.db_ms += took_ms
-        if self._pools.health.succeed(node.name, took_ms):
+        one.timings.db_ms += (outcome.came_at_s - outcome.sent_at_s) * 1000
+        if self._pools.health.succeed(node.name, sent_at_s=outcome.sent_at_s, came_at_s=outcome.came_at_s):
             EJECTIONS.count(node.name, "slow")
         check_start(observed, outcome.row)
         lag_ms = node.lag_ms_at(outcome.came_at_s)
@@ -252,10 +244,22 @@ class ReadExecutor:
     # Failing
 
     def _note_failure(self, node: NodeState, error: Exception, one: _Try) -> None:
+        """Takes in why there is no answer, so that the next try is made otherwise."""
         one.error = error
-        one.failed.add(node.name)
-        one.alone = isinstance(error, StatementFailedError)
+        if isinstance(error, NodeFullError) and node.role == "primary":
+            # It is there, which a read may not forget: without a primary the limit on lag does not hold. It has done
+            # nothing, so this was no try.
+            one.primary_use = self._when_primary_full
+            return
+        one.tries += 1
         RETRIES.count(node.name)
+        if isinstance(error, RideError) and error.shared:
+            # Another rider may be why, so the node is not blamed for this read; if it was ejected, others go first.
+            one.alone = True
+        else:
+            one.failed.add(node.name)
+        if one.tries == ATTEMPTS - 1 and one.primary_use == "fallback":
+            one.primary_use = "first"
         if isinstance(error, (NodeFailedError, PositionMovedError)):
             self._monitor.suspect(node.name)
             log.warning("read_failed", node=node.name, error=f"{type(error).__name__}: {error}"[:200])
@@ -267,7 +271,7 @@ class ReadExecutor:
         cause = one.error.__cause__ if isinstance(one.error, StatementFailedError) else None
         if isinstance(cause, Exception) and getattr(cause, "sqlstate", None) not in _PASSING_STATES:
             return cause
-        message = "The primary does not show yet what this token has seen." if one.unsettled else None
+        message = _MESSAGES.get(one.reason)
         if one.ask.policy.consistency == "strong":
             return PrimaryUnavailableError(message)
         return NoReplicaError(message)

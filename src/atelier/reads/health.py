@@ -1,10 +1,11 @@
 """Which nodes this process leaves alone for a while, and for how long. Pure but for the clock that comes in.
 
 A node that fails is ejected; each further failure doubles the time. When it is over, one read tries the node: its
-success brings the node back, its failure ejects it again. Whether an ejected node is asked after all, because there
-is no other, is the router's business.
+success brings the node back, its failure ejects it again. What was sent before the ejection was over tells nothing of
+the node as it is now. Whether an ejected node is asked after all, because there is no other, is the router's business.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -15,6 +16,10 @@ from atelier.settings import Ejection
 _SLOWER_THAN_SIBLING = 10
 # How much one answer moves the average: a single slow one ejects nobody.
 _EWMA_SHARE = 0.2
+# After so long without an answer the average counts half: a node with one bad spell is asked again by and by.
+_HALF_LIFE_S = 5.0
+# Who has answered nothing for longer than this is no measure for others.
+_RECENT_S = 5.0
 
 
 @dataclass(slots=True)
@@ -23,8 +28,13 @@ class _Record:
     failures: int = 0
     ejected_until_s: float | None = None
     trial_until_s: float = 0.0
+    is_replica: bool = True
     ewma_ms: float = 0.0
-    answers: int = 0
+    answered_at_s: float | None = None
+
+    def ewma_ms_at(self, now_s: float) -> float:
+        idle_s = 0.0 if self.answered_at_s is None else max(0.0, now_s - self.answered_at_s)
+        return float(self.ewma_ms * 0.5 ** (idle_s / _HALF_LIFE_S))
 
 
 class NodeHealth:
@@ -56,34 +66,50 @@ class NodeHealth:
         return record.ejected_until_s if record else None
 
     def ewma_ms(self, name: str) -> float:
-        """The moving average of the node's answer times; 0 when it has not answered yet."""
+        """The moving average of the node's answer times, less and less while none comes; 0 before the first."""
         record = self._records.get(name)
-        return record.ewma_ms if record else 0.0
+        return record.ewma_ms_at(self._clock()) if record else 0.0
 
-    def begin(self, name: str, started_at: datetime) -> None:
+    def keep(self, names: Collection[str]) -> None:
+        """Forgets the nodes that are not named: they have left."""
+        self._records = {name: record for name, record in self._records.items() if name in names}
+        self.changes += 1
+
+    def begin(self, name: str, started_at: datetime, *, is_replica: bool = True) -> None:
         """A read is about to ask the node; the first one after an ejection is its trial."""
         record = self._record(name)
         if record.started_at != started_at:
             # Another server start has done nothing wrong yet.
-            self._records[name] = _Record(started_at)
+            record = self._records[name] = _Record(started_at)
             self.changes += 1
         elif record.ejected_until_s is not None:
             record.trial_until_s = self._clock() + self._trial_s
             self.changes += 1
+        record.is_replica = is_replica
 
-    def succeed(self, name: str, took_ms: float) -> bool:
+    def succeed(self, name: str, *, sent_at_s: float, came_at_s: float) -> bool:
         """The node answered; one that is much slower than its siblings has failed all the same.
+
+        Args:
+            name: the node's.
+            sent_at_s: when it was asked. A success brings an ejected node back only if it began as a trial.
+            came_at_s: when its answer was there.
 
         Returns:
             Whether this ejected it.
         """
         record = self._record(name)
-        record.answers += 1
-        share = 1.0 if record.ejected_until_s is not None or record.answers == 1 else _EWMA_SHARE
-        record.ewma_ms += share * (took_ms - record.ewma_ms)
-        if self._is_slow(name, record):
+        ended_s = record.ejected_until_s
+        is_trial = ended_s is not None and sent_at_s >= ended_s
+        share = 1.0 if is_trial or record.answered_at_s is None else _EWMA_SHARE
+        before_ms = record.ewma_ms_at(came_at_s)
+        record.ewma_ms = before_ms + share * ((came_at_s - sent_at_s) * 1000 - before_ms)
+        record.answered_at_s = came_at_s
+        if ended_s is not None and not is_trial:
+            return False
+        if record.ewma_ms > self._limits.slow_ms and self._is_slow(record, came_at_s):
             return self.fail(name)
-        if record.ejected_until_s is not None:
+        if is_trial:
             record.ejected_until_s, record.trial_until_s = None, 0.0
             self.changes += 1
         record.failures = 0
@@ -111,8 +137,14 @@ class NodeHealth:
     def _record(self, name: str) -> _Record:
         return self._records.get(name) or self._records.setdefault(name, _Record())
 
-    def _is_slow(self, name: str, record: _Record) -> bool:
-        if record.ewma_ms <= self._limits.slow_ms:
+    def _is_slow(self, record: _Record, now_s: float) -> bool:
+        """Whether a replica takes much longer than another one that is in and has just answered, too."""
+        if not record.is_replica:
             return False
-        others = [other.ewma_ms for other_name, other in self._records.items() if other_name != name and other.answers]
-        return bool(others) and record.ewma_ms > _SLOWER_THAN_SIBLING * min(others)
+        siblings = [
+            other.ewma_ms
+            for other in self._records.values()
+            if other is not record and other.is_replica and other.ejected_until_s is None
+            if other.answered_at_s is not None and now_s - other.answered_at_s <= _RECENT_S
+        ]
+        return bool(siblings) and record.ewma_ms > _SLOWER_THAN_SIBLING * min(siblings)

@@ -6,11 +6,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import structlog
+
 from atelier.deadline import Clock
 from atelier.reads.batch import NodeReader, Purpose
 from atelier.reads.health import NodeHealth
 from atelier.reads.router import Load
 from atelier.settings import NodeAddress, Settings
+from atelier.telemetry import EJECTIONS
 from atelier.topology.monitor import TopologyMonitor
 from atelier.topology.state import ClusterSnapshot, NodeState
 
@@ -18,12 +21,22 @@ from atelier.topology.state import ClusterSnapshot, NodeState
 _SECOND_LOOK_S = 0.01
 _LOOK_S = 0.001
 
+log = structlog.get_logger(__name__)
+
 
 @dataclass(slots=True)
 class _Suspicion:
-    """A node seems silent; confirmed when it still does after whatever had arrived was taken in."""
+    """A node seems silent; confirmed when it still does after whatever had arrived was taken in.
 
+    Attributes:
+        until_s: when it will have answered, or count as failed or unreachable.
+        confirmed: whether the second look is over.
+        counted: whether this spell of silence has been counted.
+    """
+
+    until_s: float
     confirmed: bool = False
+    counted: bool = False
 
     def confirm(self) -> None:
         """The second look is over."""
@@ -41,6 +54,7 @@ class ReadPools:
         self._loads: dict[str, Load] = {}
         self._weights = dict(settings.reads.weights)
         self._stalled_ms = settings.ejection.stalled_ms
+        self._silent_ms = max(settings.timeouts.probe_ms, settings.timeouts.statement_ms)
         self._suspicions: dict[str, _Suspicion] = {}
         self._generation = 0
         self._busy: list[tuple[Load, NodeReader]] = []
@@ -97,9 +111,19 @@ class ReadPools:
             silent_ms = max(monitor.unanswered_ms(name), reader.stalled_ms() if reader else 0.0)
             load.in_flight = 0
             load.ewma_ms = self.health.ewma_ms(name)
-            load.ejected = self._is_silent(name, silent_ms) or self.health.is_out(name)
+            load.ejected = self._is_silent(node, silent_ms) or self.health.is_out(name)
             if reader:
                 self._busy.append((load, reader))
+
+    def ejected_until_s(self, name: str) -> float | None:
+        """When the node's ejection ends, at the latest if it is for silence; None when it is in.
+
+        True of the last look that `loads` took. May have passed, while nobody has tried the node.
+        """
+        suspicion = self._suspicions.get(name)
+        ends_s = [suspicion.until_s] if suspicion and suspicion.confirmed else []
+        ejected_until_s = self.health.ejected_until_s(name)
+        return max(ends_s if ejected_until_s is None else [*ends_s, ejected_until_s], default=None)
 
     async def close(self) -> None:
         """Lets what runs come to its end, within the drain time, and closes everything."""
@@ -108,20 +132,32 @@ class ReadPools:
             self._close_soon(reader)
         await asyncio.gather(*self._closing)
 
-    def _is_silent(self, name: str, silent_ms: float) -> bool:
+    def _is_silent(self, node: NodeState, silent_ms: float) -> bool:
+        name = node.name
         if silent_ms <= self._stalled_ms:
             self._suspicions.pop(name, None)
             return False
         suspicion = self._suspicions.get(name)
         if suspicion is None:
-            suspicion = self._suspicions[name] = _Suspicion()
+            until_s = self._clock() + (self._silent_ms - silent_ms) / 1000
+            suspicion = self._suspicions[name] = _Suspicion(until_s)
             asyncio.get_running_loop().call_later(_SECOND_LOOK_S, suspicion.confirm)
+        # A node that is unreachable is looked for again and again: it is out of routing by that, not by its silence.
+        if suspicion.confirmed and not suspicion.counted and node.role in ("primary", "replica"):
+            suspicion.counted = True
+            EJECTIONS.count(name, "silent")
         return suspicion.confirmed
 
     def _keep(self, snapshot: ClusterSnapshot) -> None:
-        """Closes the readers of nodes that left, or that have another role in this generation."""
+        """Closes the readers of nodes that left, or that have another role in this generation; forgets the former."""
         self._generation = snapshot.generation
         self._looked_at_s = -math.inf
+        names = {node.name for node in snapshot.nodes}
+        self.health.keep(names)
+        self._loads = {name: load for name, load in self._loads.items() if name in names}
+        self._suspicions = {name: one for name, one in self._suspicions.items() if name in names}
+        if strangers := sorted(self._weights.keys() - names):
+            log.warning("weights_of_unknown_nodes", nodes=strangers)
         wanted = {(node.address, "primary" if node.role == "primary" else "replica") for node in snapshot.nodes}
         for key in [key for key in self._readers if key not in wanted]:
             self._close_soon(self._readers.pop(key))

@@ -14,6 +14,7 @@ from atelier.problems import MEDIA_TYPE, ProblemError
 from atelier.reads.asking import Asker
 from atelier.reads.document import Document
 from atelier.reads.executor import Answer, Ask
+from atelier.reads.router import STALE
 from atelier.settings import Settings
 from atelier.telemetry import Exchange
 from atelier.token import TokenKeys
@@ -101,7 +102,9 @@ def _write(document: Document, headers: list[tuple[bytes, bytes]], *, path: str,
 
 def _timing(answer: Answer) -> str:
     spent = answer.timings
-    return f"route;dur={spent.route_ms:.2f}, wait;dur={spent.wait_ms:.2f}, db;dur={spent.db_ms:.2f}"
+    # An answer that breaks the limit on lag, because the settings prefer that to none, says so.
+    mark = f';desc="{STALE}"' if answer.reason == STALE else ""
+    return f"route;dur={spent.route_ms:.2f}{mark}, wait;dur={spent.wait_ms:.2f}, db;dur={spent.db_ms:.2f}"
 
 
 def _note(scope: Any, answer: Answer) -> None:

@@ -11,11 +11,20 @@ from typing import Literal
 import msgspec
 
 from atelier.lsn import Lsn
-from atelier.settings import Strategy
+from atelier.settings import Strategy, WhenFull
 from atelier.token import CausalToken, Standing
 from atelier.topology.state import ClusterSnapshot, NodeState
 
 Consistency = Literal["eventual", "bounded", "causal", "strong"]
+
+# What the primary is to a read: who is asked when no replica may be; who is asked first, because replicas have failed
+# this read before; or, where it takes no more reads, nobody, with what the settings say of that.
+PrimaryUse = Literal["fallback", "first"] | WhenFull
+
+STALE = "stale-replica"
+_FULL = "primary-full"
+# Averages of answer times this close say nothing about which node is the faster one.
+_NEAR = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +48,8 @@ class Load:
 
     Attributes:
         in_flight: reads that it runs for this process now.
-        ewma_ms: a moving average of its answer times; 0 when it has not answered yet.
+        ewma_ms: a moving average of its answer times, less and less the longer it has not answered; 0 when it has not
+            answered yet.
         ejected: taken out of routing for a while because it failed or does not answer; asked only if nobody else can.
         weight: its share relative to the others.
     """
@@ -76,6 +86,7 @@ def choose(
     now_s: float,
     loads: Mapping[str, Load],
     turn: int,
+    primary_use: PrimaryUse = "fallback",
 ) -> Route:
     """Chooses a node.
 
@@ -86,13 +97,19 @@ def choose(
         now_s: on the clock of the observations.
         loads: what this process knows of each node; a missing one has no load.
         turn: a number that the caller raises with every choice: it breaks ties, and stands in for chance.
+        primary_use: what the primary is to this read.
 
     Returns:
         The node, or none with the reason. A replica is preferred; the primary is the fallback; a node that was
         ejected is asked when there is no other.
     """
     if policy.consistency == "strong":
-        return _choose_primary(snapshot, token, now_s)
+        return _choose_primary(snapshot, token, now_s=now_s, primary_use=primary_use)
+    needed = None if policy.consistency == "eventual" else token
+    if primary_use == "first":
+        primary = _choose_primary(snapshot, needed, now_s=now_s, primary_use=primary_use)
+        if _is_in(primary.node, loads):
+            return Route(primary.node, "replicas-failed")
     fresh, allowed, healthy = [], [], []
     for node in snapshot.replicas:  # one pass: this is on the path of every read
         if node.is_fresh(now_s):
@@ -103,18 +120,10 @@ def choose(
                     healthy.append(node)
     if healthy:
         return Route(_pick(healthy, policy.strategy, loads, turn), "replica")
-    primary = _choose_primary(snapshot, None if policy.consistency == "eventual" else token, now_s)
-    if primary.node and allowed and _load(loads, primary.node).ejected:
-        primary = Route(None, primary.reason)
-    if primary.node or not allowed:
-        return _fall_back(primary, fresh, allowed, policy)
-    return Route(_pick(allowed, policy.strategy, loads, turn), "ejected-replica")
-
-
-def choose_stalest_allowed(snapshot: ClusterSnapshot, now_s: float, loads: Mapping[str, Load]) -> NodeState | None:
-    """The replica that has replayed most, whatever its lag; ejected ones last. None when there is none."""
-    fresh = [node for node in snapshot.replicas if node.is_fresh(now_s)]
-    return max(fresh, key=lambda node: (not _load(loads, node).ejected, _replayed_bytes(node)), default=None)
+    primary = _choose_primary(snapshot, needed, now_s=now_s, primary_use=primary_use)
+    if allowed and not _is_in(primary.node, loads):
+        return Route(_pick(allowed, policy.strategy, loads, turn), "ejected-replica")
+    return _fall_back(primary, fresh, allowed, policy=policy, loads=loads, primary_use=primary_use)
 
 
 def allows(
@@ -150,25 +159,47 @@ def _shown_lsn(node: NodeState, token: CausalToken) -> Lsn | None:
     return seen.settled_lsn if node.role == "primary" and token.minted_by_replica else seen.replayed_lsn
 
 
-def _choose_primary(snapshot: ClusterSnapshot, token: CausalToken | None, now_s: float) -> Route:
+def _choose_primary(
+    snapshot: ClusterSnapshot, token: CausalToken | None, *, now_s: float, primary_use: PrimaryUse
+) -> Route:
     primary = snapshot.primary
     if primary is None or not primary.is_fresh(now_s):
         return Route(None, "no-primary")
+    if primary_use in ("refuse", "stalest"):
+        return Route(None, _FULL)
     if not covers(snapshot, primary, token):
         return Route(None, "primary-unsettled", wait_for="primary")
     return Route(primary, "strong")
 
 
-def _fall_back(primary: Route, fresh: Sequence[NodeState], allowed: Sequence[NodeState], policy: Policy) -> Route:
-    """The primary in the replicas' place, or, for an eventual read with no primary, the freshest of those that lag."""
-    if policy.consistency == "eventual":
-        if primary.node:
-            return Route(primary.node, _why_not_a_replica(fresh, allowed))
-        freshest = max(fresh, key=_replayed_bytes, default=None)
-        return Route(freshest, "freshest-replica" if freshest else "no-node")
-    if fresh and not allowed:
-        return Route(primary.node, "replicas-behind" if primary.node else primary.reason, wait_for="replica")
-    return Route(primary.node, _why_not_a_replica(fresh, allowed) if primary.node else primary.reason, primary.wait_for)
+def _is_in(node: NodeState | None, loads: Mapping[str, Load]) -> bool:
+    return node is not None and not _load(loads, node).ejected
+
+
+def _fall_back(
+    primary: Route,
+    fresh: Sequence[NodeState],
+    allowed: Sequence[NodeState],
+    *,
+    policy: Policy,
+    loads: Mapping[str, Load],
+    primary_use: PrimaryUse,
+) -> Route:
+    """The primary in the replicas' place; with none, the freshest of those that lag, or nobody yet."""
+    if policy.consistency != "eventual":
+        reason = _why_not_a_replica(fresh, allowed) if primary.node else primary.reason
+        return Route(primary.node, reason, "replica" if fresh and not allowed else primary.wait_for)
+    if primary.node:
+        return Route(primary.node, _why_not_a_replica(fresh, allowed))
+    is_full = primary.reason == _FULL
+    if not fresh or (is_full and primary_use != "stalest"):
+        return Route(None, _FULL if is_full else "no-node")
+    return Route(_find_freshest(fresh, loads), STALE if is_full else "freshest-replica")
+
+
+def _find_freshest(fresh: Sequence[NodeState], loads: Mapping[str, Load]) -> NodeState:
+    """The one that has replayed most; ejected ones last."""
+    return max(fresh, key=lambda node: (not _load(loads, node).ejected, _replayed_bytes(node)))
 
 
 def _why_not_a_replica(fresh: Sequence[NodeState], allowed: Sequence[NodeState]) -> str:
@@ -178,37 +209,50 @@ def _why_not_a_replica(fresh: Sequence[NodeState], allowed: Sequence[NodeState])
 
 
 def _pick(candidates: list[NodeState], strategy: Strategy, loads: Mapping[str, Load], turn: int) -> NodeState:
-    """Chooses among equals, of which there is at least one; the turn rotates them first, so that ties go round."""
+    """Chooses among equals, of which there is at least one; where nothing tells them apart, they take turns."""
     if len(candidates) == 1:
         return candidates[0]
-    start = turn % len(candidates)
-    rotated = candidates[start:] + candidates[:start]
     match strategy:
         case "round-robin":
-            return _pick_by_weight(candidates, loads, turn)
+            rivals = candidates
         case "random-two-choices":
-            second = 1 + (turn // len(rotated)) % (len(rotated) - 1)
-            return min(rotated[0], rotated[second], key=lambda node: _busyness(node, loads))
+            return _find_least(_draw_two(candidates, loads, turn), loads, timed=False, near=1)[0]
         case "latency-ewma":
-            return min(rotated, key=lambda node: _load(loads, node).ewma_ms * _busyness(node, loads))
+            rivals = _find_least(candidates, loads, timed=True, near=_NEAR)
         case "least-outstanding":
-            return min(rotated, key=lambda node: _busyness(node, loads))
+            rivals = _find_least(candidates, loads, timed=False, near=1)
+    return rivals[_whose_turn(rivals, loads, turn)]
 
 
-def _pick_by_weight(candidates: list[NodeState], loads: Mapping[str, Load], turn: int) -> NodeState:
+def _find_least(candidates: list[NodeState], loads: Mapping[str, Load], *, timed: bool, near: float) -> list[NodeState]:
+    """Those that have least to do for their weight, by number or by time; up to `near` times as much is the same."""
+    costs = []
+    for node in candidates:
+        load = _load(loads, node)
+        share = load.in_flight / load.weight
+        costs.append(load.ewma_ms * (1 + share) if timed else share)
+    limit = min(costs) * near
+    return [node for node, cost in zip(candidates, costs, strict=True) if cost <= limit]
+
+
+def _draw_two(candidates: list[NodeState], loads: Mapping[str, Load], turn: int) -> list[NodeState]:
+    """The one whose turn it is, which is taken unless the other one has less to do, and any other."""
+    first = _whose_turn(candidates, loads, turn)
+    step = 1 + (turn // len(candidates)) % (len(candidates) - 1)
+    return [candidates[first], candidates[(first + step) % len(candidates)]]
+
+
+def _whose_turn(candidates: list[NodeState], loads: Mapping[str, Load], turn: int) -> int:
     """Goes round, staying at each node for as many turns as its weight."""
+    if len(candidates) == 1:
+        return 0
     weights = [max(1, round(_load(loads, node).weight)) for node in candidates]
     place = turn % sum(weights)
-    for node, weight in zip(candidates, weights, strict=True):
+    for number, weight in enumerate(weights):
         if place < weight:
-            return node
+            return number
         place -= weight
-    return candidates[-1]
-
-
-def _busyness(node: NodeState, loads: Mapping[str, Load]) -> float:
-    load = _load(loads, node)
-    return (load.in_flight + 1) / load.weight
+    return 0
 
 
 def _load(loads: Mapping[str, Load], node: NodeState) -> Load:
