@@ -46,6 +46,7 @@ from atelier.web.refusals import Refusals
 from atelier.writes.policy import WritePolicy
 from atelier.writes.routes import Writes, build_handlers
 from atelier.writes.service import WriteService, utc_now
+from atelier.writes.shortcut import CommandShortcut
 
 
 def create_app(settings: Settings) -> Edge:
@@ -83,9 +84,8 @@ def create_app(settings: Settings) -> Edge:
     )
     if service is not None:
         verifier = KeyVerifier(service.look_up_key, clock=clock, now=utc_now)
-        routers.extend(
-            build_handlers(Writes(service, verifier, RateLimiter(rate_limit_of(settings), clock=clock), keys))
-        )
+        writes = Writes(service, verifier, RateLimiter(rate_limit_of(settings), clock=clock), keys)
+        routers.extend(build_handlers(writes))
 
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
@@ -109,6 +109,8 @@ def create_app(settings: Settings) -> Edge:
         openapi_config=None,
         logging_config=None,
     )
+    if service is not None:
+        app = CommandShortcut(app, writes, refusals.answer)
     if settings.role != "writes":
         app = Shortcut(app, reads, refusals.answer)
     return Edge(

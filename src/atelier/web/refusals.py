@@ -13,6 +13,7 @@ from atelier.http import TOKEN_HEADER
 from atelier.problems import MEDIA_TYPE, ProblemError, to_problem
 from atelier.telemetry import Exchange
 from atelier.token import CausalToken, TokenKeys
+from atelier.web.cors import SAFE_METHODS
 
 AnyRequest = Request[Any, Any, Any]
 Handler = Callable[[AnyRequest, Any], Response[bytes]]
@@ -20,13 +21,11 @@ Handler = Callable[[AnyRequest, Any], Response[bytes]]
 _NAMES = {
     404: "not-found",
     405: "method-not-allowed",
-    413: "payload-too-large",
     415: "unsupported-media-type",
 }
 _DETAILS = {
     404: "There is nothing at this address.",
     405: "This address does not take the method.",
-    413: "The body is larger than this service takes.",
 }
 # Whoever refuses with one of these means: come back.
 _LATER = (429, 503)
@@ -59,7 +58,7 @@ class Refusals:
         if problem is None:
             return fail(request, error)
         headers = dict(problem.headers)
-        if problem.name == "history-lost" and (token := self._present()) is not None:
+        if (problem.name == "history-lost" or _is_of_a_command(request)) and (token := self._present()) is not None:
             headers[TOKEN_HEADER] = self._keys.seal(token)
         return _write(request, problem, headers)
 
@@ -77,6 +76,11 @@ def fail(request: AnyRequest, error: Exception) -> Response[bytes]:
     """A mistake of ours: logged with everything, answered with nothing but that it happened."""
     log.error("request_failed", path=request.scope["path"], exc_info=error)
     return Response(_FAILED, status_code=500, media_type=MEDIA_TYPE)
+
+
+def _is_of_a_command(request: AnyRequest) -> bool:
+    """Whether somebody writes, or asks what became of it: every answer to that carries a token."""
+    return request.scope["method"] not in SAFE_METHODS or request.scope["path"].startswith("/commands/")
 
 
 def _allow(error: HTTPException) -> str:

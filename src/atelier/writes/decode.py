@@ -38,16 +38,24 @@ def check_media_type(header: str | None, allowed: frozenset[str]) -> None:
     raise ProblemError("unsupported-media-type", f"The body must be {taken}.", headers={"Accept": taken})
 
 
-def decode_body(raw: bytes, shape: type[T]) -> T:
+def decode_body(raw: bytes, shape: type[T] | None) -> T | None:
     """Decodes a body strictly.
 
     Args:
         raw: what came over the wire.
-        shape: a struct, or an annotated list of them.
+        shape: a struct, or an annotated list of them; None for a command without a body. That one takes nothing, or
+            `{}`, which some clients cannot leave out.
+
+    Returns:
+        The value; None where there is no body.
 
     Raises:
         ProblemError: `invalid-request`, with the path of the field.
     """
+    if shape is None:
+        if raw and raw.strip() != b"{}":
+            raise ProblemError("invalid-request", "This command takes no body.", field="")
+        return None
     try:
         value = msgspec.json.decode(raw, type=shape)
     except msgspec.ValidationError as error:

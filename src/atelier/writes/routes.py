@@ -4,7 +4,7 @@ Bodies and headers are read by hand (see `atelier.writes.decode`); the framework
 """
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 from litestar import HttpMethod, Request, Response, get, route
 from litestar.handlers import HTTPRouteHandler
-from litestar.types import ASGIApp
+from litestar.types import ASGIApp, Receive
 
 from atelier.access.rate import RateLimiter
 from atelier.access.verify import Actor, KeyVerifier, require
-from atelier.asgi import RequestHeaders, Sent, describe_body, headers_of
+from atelier.asgi import RequestHeaders, Sent, describe_body, headers_of, read_body
 from atelier.http import SET_TOKEN_COOKIE, TOKEN_HEADER
 from atelier.problems import MEDIA_TYPE, ProblemError
 from atelier.telemetry import Exchange
@@ -33,6 +33,25 @@ from atelier.writes.endpoints import ENDPOINTS, Endpoint, Parts
 from atelier.writes.envelope import Envelope, Receipt
 from atelier.writes.idempotency import OWN_PREFIX
 from atelier.writes.service import WriteService
+
+# Who sends a body more slowly than this sends none.
+_BODY_S = 10.0
+# A header that names one thing, twice: which of the two was meant?
+_SINGLE = {"authorization": "Authorization", "idempotency-key": "Idempotency-Key"}
+
+
+class Incoming(msgspec.Struct):
+    """A request for a command, as far as whoever found its endpoint has looked at it.
+
+    Attributes:
+        scope: of ASGI.
+        receive: gives its body.
+        path_params: the parts of its address that are ids, as text.
+    """
+
+    scope: Any
+    receive: Receive
+    path_params: Mapping[str, str]
 
 
 class _Problem(msgspec.Struct):
@@ -70,18 +89,25 @@ def _make_handler(writes: Writes, endpoint: Endpoint) -> HTTPRouteHandler:
         # The framework wants a handler of a 204 to return nothing; ours always returns the whole answer.
         status_code=200 if endpoint.success == 204 else endpoint.success,
         summary=endpoint.summary,
-        request_max_body_size=LARGEST_BODY_BYTES,
     )
     async def command(request: Request[Any, Any, Any]) -> ASGIApp:
-        asked = headers_of(request.scope)
-        actor, headers = await _admit(writes, asked)
-        require(actor, endpoint.scope)
-        order = await _read_order(writes, endpoint, request, asked, actor)
-        receipt = await writes.service.submit(order)
-        _note(order.notes, receipt)
-        return _answer(writes.keys, receipt, headers)
+        return await carry_out(writes, endpoint, Incoming(request.scope, request.receive, request.path_params))
 
     return command
+
+
+async def carry_out(writes: Writes, endpoint: Endpoint, request: Incoming) -> Sent:
+    """Answers one command, whoever found its endpoint.
+
+    Raises:
+        AtelierError: the app makes a problem of it.
+    """
+    actor, headers = await _admit(writes, headers_of(request.scope))
+    require(actor, endpoint.scope)
+    order = await _read_order(writes, endpoint, request, actor)
+    receipt = await writes.service.submit(order)
+    _note(order.notes, receipt)
+    return _answer(writes.keys, receipt, headers)
 
 
 def _make_resolver(writes: Writes) -> HTTPRouteHandler:
@@ -102,14 +128,15 @@ def _make_resolver(writes: Writes) -> HTTPRouteHandler:
 
 async def _admit(writes: Writes, asked: RequestHeaders) -> tuple[Actor, dict[str, str]]:
     """Who asks, and the headers that tell what is left of the key's rate."""
+    for name in asked.doubled & _SINGLE.keys():
+        raise ProblemError("invalid-request", f"{_SINGLE[name]} was sent twice.", field=_SINGLE[name])
     actor = await writes.verifier.verify(asked.get("authorization"))
     return actor, writes.limiter.take(actor.key_id)
 
 
-async def _read_order(
-    writes: Writes, endpoint: Endpoint, request: Request[Any, Any, Any], headers: RequestHeaders, actor: Actor
-) -> Envelope:
+async def _read_order(writes: Writes, endpoint: Endpoint, request: Incoming, actor: Actor) -> Envelope:
     """Reads a request whole; whatever is wrong with it is found before anything is touched."""
+    scope, headers = request.scope, headers_of(request.scope)
     ids = endpoint.read_ids(request.path_params)
     if endpoint.shape is not None:
         check_media_type(headers.get("content-type"), endpoint.media_types)
@@ -117,11 +144,11 @@ async def _read_order(
     if_match = headers.get("if-match")
     if endpoint.needs_if_match and if_match is None:
         raise ProblemError("precondition-required", "Send the version that you saw in If-Match.")
-    raw = await request.body()
-    body = None if endpoint.shape is None else decode_body(raw, endpoint.shape)
-    path, query = request.scope["path"], request.scope["query_string"].decode("latin-1")
+    raw = await read_body(scope, request.receive, most_bytes=LARGEST_BODY_BYTES, within_s=_BODY_S)
+    body = decode_body(raw, endpoint.shape)
+    path, query = scope["path"], scope["query_string"].decode("latin-1")
     command = endpoint.make(Parts(ids, body, parse_if_match(if_match)))
-    exchange: Exchange | None = request.scope.get("atelier")  # type: ignore[assignment]  # of no TypedDict
+    exchange: Exchange | None = scope.get("atelier")
     notes = {} if exchange is None else exchange.notes
     notes["command"] = type(command).__name__
     return Envelope(
