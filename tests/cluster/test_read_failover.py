@@ -1,17 +1,24 @@
 """Reads and tokens while servers crash, freeze, restart and take over from one another."""
 
 import asyncio
+import itertools
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import asyncpg
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from atelier.embedded.cluster import EmbeddedCluster
-from atelier.errors import HistoryLostError
+from atelier.errors import HistoryLostError, NoReplicaError, PrimaryUnavailableError
+from atelier.lsn import Lsn
+from atelier.reads.executor import Answer
 from atelier.token import CausalToken
+from tests.conftest import ClusterFactory
 from tests.fixtures.reading import ClusterNodes, Reading, make_settings, open_reading, open_shop
 from tests.support import running_cluster
 
@@ -200,3 +207,131 @@ async def test_a_process_that_starts_with_the_primary_gone_serves_reads(broken: 
         for sent in (token, answer.token):
             again = await reading.stock(sku_id, reading.ask(sent))
             assert b'"on_hand":7' in again.rows[0]["body"]
+
+
+BOUND_MS = 2000
+# How long ago the primary was looked at when it died, at most: looks are 100 ms apart, and a busy machine takes longer.
+LOOKS_APART_S = 0.8
+
+
+async def read_until_refused(reading: Reading, sku_id: int, *, bound_ms: int, gone_since_s: float) -> Counter[str]:
+    """Reads with a bound until no node may answer any more: who answered. The primary is gone, so all of them age."""
+    served: Counter[str] = Counter()
+    while True:
+        asked_s = time.monotonic()
+        try:
+            answer = await reading.stock(sku_id, reading.ask(None, f"bounded; max-lag-ms={bound_ms}", wait_ms=0))
+        except NoReplicaError:
+            return served
+        assert asked_s <= gone_since_s + bound_ms / 1000, "an answer came that may be older than its bound"
+        assert answer.lag_ms is not None
+        assert (asked_s - gone_since_s) * 1000 <= answer.lag_ms <= bound_ms
+        served[answer.node] += 1
+
+
+async def test_bounded_reads_end_when_the_bound_has_passed_since_the_primary_died(broken: EmbeddedCluster) -> None:
+    """With nobody to tell what is missing, replicas grow old with time: 503 from then on, and not long before."""
+    async with open_reading(make_settings(broken), ClusterNodes(broken)) as reading, open_shop(broken) as shop:
+        await reading.until_roles(pg1="primary", pg2="replica", pg3="replica")
+        _, sku_id = await shop.make_sku(1)
+        await reading.until_replayed(await shop.token())
+        alive_s = time.monotonic()
+        await asyncio.to_thread(broken.kill, "pg1")
+        gone_s = time.monotonic()
+        served = await read_until_refused(reading, sku_id, bound_ms=BOUND_MS, gone_since_s=gone_s)
+        refused_s = time.monotonic()
+        assert alive_s + BOUND_MS / 1000 - LOOKS_APART_S < refused_s
+        assert set(served) == {"pg2", "pg3"}
+        # What asks for no bound goes on, and says how old it may be.
+        eventual = await reading.stock(sku_id)
+        assert eventual.node in {"pg2", "pg3"}
+        assert eventual.lag_ms is not None
+        assert eventual.lag_ms > (refused_s - gone_s) * 1000
+        await asyncio.to_thread(broken.promote, "pg2")
+        await reading.until_roles(pg2="primary", pg3="replica")
+        again = await reading.stock(sku_id, reading.ask(None, f"bounded; max-lag-ms={BOUND_MS}"))
+        assert again.rows[0]["body"] is not None
+
+
+async def test_what_no_replica_has_is_unavailable_until_a_primary_says_that_it_is_lost(
+    make_cluster: ClusterFactory,
+) -> None:
+    """The primary died with it: 503 as long as it may come back, 409 when another one has taken over."""
+    pair = await asyncio.to_thread(make_cluster, replicas=1)
+    async with open_reading(make_settings(pair), ClusterNodes(pair)) as reading:
+        async with open_shop(pair) as shop:
+            _, sku_id = await shop.make_sku(1)
+            last = await shop.token()
+            await reading.until_replayed(last)
+        await asyncio.to_thread(pair.kill, "pg1")
+        # As if it had written a megabyte more, and had not sent it.
+        token = replace(last, lsn=Lsn(last.lsn.bytes + 1_000_000))
+        await reading.until_roles(pg1="unknown", pg2="replica")
+        for consistency in ("causal", "strong", "bounded; max-lag-ms=60000"):
+            with pytest.raises(PrimaryUnavailableError):
+                await reading.stock(sku_id, reading.ask(token, consistency))
+        eventual = await reading.stock(sku_id, reading.ask(token, "eventual"))
+        assert (eventual.node, eventual.token.lsn) == ("pg2", token.lsn)
+        await asyncio.to_thread(pair.promote, "pg2")
+        await reading.until_roles(pg2="primary")
+        for consistency in ("causal", "strong", "bounded; max-lag-ms=60000", "eventual"):
+            with pytest.raises(HistoryLostError):
+                await reading.stock(sku_id, reading.ask(token, consistency))
+
+
+async def test_neither_a_deposed_primary_nor_its_replica_is_read(broken: EmbeddedCluster) -> None:
+    """It froze, another node took over, and it goes on: two take writes, and only what the new one has is shown."""
+    async with open_reading(make_settings(broken)) as reading, open_shop(broken) as left_behind:
+        await reading.until_roles(pg1="primary", pg2="replica", pg3="replica")
+        _, sku_id = await left_behind.make_sku(1)
+        kept = await left_behind.set_stock(sku_id, 2)
+        await reading.until_replayed(kept)
+        await asyncio.to_thread(broken.freeze, "pg1")
+        # Not by the cluster's own command, which has pg3 follow at once: here it stays with the one it knows.
+        await promote_alone(broken, "pg2")
+        await reading.until_roles(pg2="primary", pg3="replica")
+        await asyncio.to_thread(broken.thaw, "pg1")
+        await reading.until_roles(pg1="deposed", pg2="primary", pg3="replica")
+        lost = await left_behind.set_stock(sku_id, 666)
+        await reading.until(lambda: has_replayed(reading, "pg3", lost))
+        await reading.until_roles(pg1="deposed", pg2="primary", pg3="unknown")
+        assert [reading.monitor.snapshot.node(name).reason for name in ("pg1", "pg3")] == [
+            "out of recovery on an older timeline",
+            "has replayed beyond the fork: its history is lost",
+        ]
+        async with open_shop(broken, node="pg2") as shop:
+            for number in range(3, 40):
+                token = await shop.set_stock(sku_id, number)
+                answers = [await reading.stock(sku_id, reading.ask(*ask)) for ask in asks(token, kept)]
+                assert {answer.node for answer in answers} == {"pg2"}
+                assert {shown(answer) for answer in answers} == {number}
+                assert {answer.token.timeline for answer in answers} == {2}
+        for _, consistency in asks(lost, lost):
+            with pytest.raises(HistoryLostError):
+                await reading.stock(sku_id, reading.ask(lost, consistency))
+
+
+def asks(token: CausalToken, kept: CausalToken) -> list[tuple[CausalToken | None, str]]:
+    """Every way to ask, with nothing seen, with a token of before the failover, and with one of after it."""
+    words = ("eventual", "causal", "strong", "bounded; max-lag-ms=60000")
+    return list(itertools.product((None, kept, token), words))
+
+
+def shown(answer: Answer) -> int:
+    """The quantity in an answer."""
+    return int(msgspec.json.decode(answer.rows[0]["body"])["on_hand"])
+
+
+def has_replayed(reading: Reading, name: str, token: CausalToken) -> bool:
+    """Whether a node is known to have replayed a position, whatever its role."""
+    node = reading.monitor.snapshot.node(name)
+    return bool(node and node.observation and node.observation.replayed_lsn >= token.lsn)
+
+
+async def promote_alone(cluster: EmbeddedCluster, name: str) -> None:
+    """Makes a replica a primary, and tells nobody."""
+    admin = await asyncpg.connect(cluster.superuser_dsn(name))
+    try:
+        assert await admin.fetchval("select pg_promote()")
+    finally:
+        await admin.close()
