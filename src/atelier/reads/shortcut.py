@@ -10,14 +10,12 @@ from typing import Any
 
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from atelier.asgi import headers_of
+from atelier.asgi import has_plain_host
 from atelier.reads.routes import RESOURCES, Parse, Reads
 
 # What follows the id is nothing ("") for the product itself, and missing (None) for the list.
 _ADDRESS = re.compile(r"(?:/api/fec2/([a-z0-9-]{1,32}))?/products(?:/([0-9]+)(|/styles|/related))?", re.ASCII)
 _LIVE = "/api/fec2/{campus}"
-# The framework refuses hosts that are none; those it would have to look at closer are left to it.
-_HOST = re.compile(rb"[A-Za-z0-9.:-]{1,253}", re.ASCII)
 
 Refuse = Callable[[Any, Exception], ASGIApp]
 
@@ -62,7 +60,4 @@ def _find_address(scope: Any) -> "re.Match[str] | None":
     if scope["type"] != "http" or scope["method"] != "GET":
         return None
     address = _ADDRESS.fullmatch(scope["path"])
-    if address is None:
-        return None
-    host = headers_of(scope).raw.get(b"host", b"-")
-    return address if _HOST.fullmatch(host) else None
+    return address if address is not None and has_plain_host(scope) else None
