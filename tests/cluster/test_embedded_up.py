@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
+import secrets
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ class Shell:
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
+        self.port = find_free_port()
         self.environ = {key: value for key, value in os.environ.items() if not key.startswith("ATELIER_")}
         self.environ["ATELIER_DATA_DIR"] = str(data_dir)
         self.started: list[subprocess.Popen[str]] = []
@@ -93,8 +98,10 @@ def shell() -> Iterator[Shell]:
             yield shell
         finally:
             for child in shell.started:
-                child.kill()
-                child.communicate()
+                # With all that it has started: a worker would hold the pipes open.
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.communicate(timeout=30)
             shell.run("down")
             for home in (shell.data_dir / "nodes").glob("pg*"):
                 process.end_leftovers(home, timeout_s=10)
@@ -122,18 +129,57 @@ def test_second_up_says_where_it_runs(shell: Shell) -> None:
     assert (again["url"], again["api_key"]) == (made["url"], made["api_key"])
     assert [node["name"] for node in again["nodes"]] == ["pg1", "pg2"]
     assert shell.run("up", code=1).stderr == f"atelier: already running at {made['url']}\n"
-    assert shell.run("up", "--detach").stdout == f"already running at {made['url']}\n"
 
 
+def test_every_up_shows_where_it_is_and_with_which_key(shell: Shell) -> None:
+    """The first one, one that finds the service running, and the next start: addresses, the key, its path, examples."""
+    shown = []
+    for told in ("making an API key", "already running at", "starting the service at"):
+        output = shell.run("up", "--detach", f"--port={shell.port}").stdout
+        assert told in output
+        shown.append(output[output.index("  API ") :])
+        if told == "already running at":
+            shell.run("down")
+    url, path = f"http://127.0.0.1:{shell.port}", shell.data_dir / "api-key"
+    key = path.read_text().strip()
+    for text in shown:
+        lines = text.splitlines()
+        assert lines[:3] == [f"  API      {url}", f"  docs     {url}/docs", f"  cluster  {url}/cluster"]
+        assert lines[3].startswith(f"  key      {key} ")
+        assert str(path) in lines[3]
+        assert [line.count("curl ") for line in lines[lines.index("Try:") + 1 :]] == [1, 1, 1]
+    assert httpx.get(f"{url}/docs").status_code == 200
+    assert httpx.get(f"{url}/cluster").status_code == 200
+
+
+def test_up_that_finds_the_key_gone_is_one_line(shell: Shell) -> None:
+    """The service goes on; the line says how to get another key."""
+    url = shell.up()["url"]
+    (shell.data_dir / "api-key").unlink()
+    for arguments in (["--json"], []):
+        said = shell.run("up", "--detach", *arguments, code=1).stderr
+        assert said.startswith(f"atelier: already running at {url}, but {shell.data_dir / 'api-key'} is gone; ")
+        assert said.endswith("after `atelier down` the next start makes a new key\n")
+        assert len(said.splitlines()) == 1
+    shell.run("down")
+    assert shell.up()["api_key"].startswith("atl_")
+
+
+@pytest.mark.timing
 def test_down_stops_everything_and_the_next_up_finds_all_again(shell: Shell) -> None:
-    """The same key, the same data, no second demo catalogue."""
+    """The same key, the same data, no second demo catalogue; and sooner, since nothing is made or copied again."""
+    began_s = time.monotonic()
     made = shell.up()
+    first_s = time.monotonic() - began_s
     shell.run("down")
     assert shell.is_all_stopped()
     assert shell.run("down").stderr == "nothing was running\n"
+    began_s = time.monotonic()
     again = shell.up()
+    second_s = time.monotonic() - began_s
     assert again["api_key"] == made["api_key"]
     assert len(httpx.get(f"{again['url']}/products", params={"count": 1000}).json()) == 36
+    assert second_s < 0.9 * first_s
 
 
 def test_empty_loads_no_catalogue(shell: Shell) -> None:
@@ -254,6 +300,95 @@ def test_reads_go_on_without_a_replica_and_it_comes_back(shell: Shell) -> None:
     wait_until(lambda: httpx.get(f"{made['url']}/products").headers[served_by] == "pg2")
 
 
+def test_verbs_break_the_cluster_and_mend_it(shell: Shell) -> None:
+    """Freeze, thaw, pause-replay, resume-replay, promote, rejoin: what each one says it does is so."""
+    url = shell.up("--replicas=2")["url"]
+    cluster = EmbeddedCluster.open(shell.data_dir)
+    primary, replica = cluster.node("pg1"), cluster.node("pg2")
+
+    def is_frozen() -> bool:
+        found = replica.running()
+        return found is not None and found.is_frozen()
+
+    shell.run("cluster", "freeze", "pg2")
+    assert is_frozen()
+    shell.run("cluster", "thaw", "pg2")
+    assert not is_frozen()
+    assert replica.sql("select 1") == "1"
+    assert replica.sql("select pg_get_wal_replay_pause_state()") == "not paused"
+    shell.run("cluster", "pause-replay", "pg2")
+    assert replica.sql("select pg_get_wal_replay_pause_state()") == "paused"
+    shell.run("cluster", "resume-replay", "pg2")
+    assert replica.sql("select pg_get_wal_replay_pause_state()") == "not paused"
+
+    shell.run("cluster", "freeze", "pg1")
+    assert "frozen, and left behind" in shell.run("cluster", "promote", "pg2").stderr
+    assert replica.sql("select pg_is_in_recovery()") == "f"
+    shell.run("cluster", "thaw", "pg1")
+    assert primary.sql("select pg_is_in_recovery()") == "f"
+    shell.run("cluster", "rejoin", "pg1")
+    assert primary.sql("select pg_is_in_recovery()") == "t"
+    streaming = "select application_name from pg_stat_replication where state = 'streaming' order by 1"
+    assert replica.sql(streaming).split() == ["pg1", "pg3"]
+    wait_until(
+        lambda: roles_at(url) == {"pg1": "replica", "pg2": "primary", "pg3": "replica"}, what="the service's view"
+    )
+
+
+def test_replicas_are_added_and_never_taken_away(shell: Shell) -> None:
+    """The folder was made for one replica: two are wanted, then none, and that is said."""
+    made = shell.up("--replicas=2")
+    assert [(node["name"], node["role"]) for node in made["nodes"]] == [
+        ("pg1", "primary"),
+        ("pg2", "replica"),
+        ("pg3", "replica"),
+    ]
+    shell.run("down")
+    fewer = shell.run("up", "--detach", "--json", "--port=0", "--replicas=0")
+    assert "the cluster has 2 replicas already, and keeps them" in fewer.stderr.splitlines()
+    assert [node["name"] for node in json.loads(fewer.stdout)["nodes"]] == ["pg1", "pg2", "pg3"]
+
+
+def test_nothing_of_ours_runs_as_superuser(shell: Shell) -> None:
+    """After `up` neither the service nor a command, a read or an import connects as `postgres`, on any node."""
+    EmbeddedCluster.create_or_open(shell.data_dir, extra_settings={"log_connections": "on"})
+    made = shell.up()
+    nodes = EmbeddedCluster.open(shell.data_dir).nodes
+    read_so_far = {name: node.log.stat().st_size for name, node in nodes.items()}
+    headers = {"Authorization": f"Bearer {made['api_key']}", "Idempotency-Key": secrets.token_hex(8)}
+    body = {"reason": "found", "lines": [{"sku_id": 1, "delta": 3}]}
+    assert httpx.post(f"{made['url']}/inventory/adjustments", json=body, headers=headers).status_code == 200
+    assert httpx.get(f"{made['url']}/products").status_code == 200
+    catalogue = shell.data_dir.parent / "catalogue"
+    shell.run("export", str(catalogue))
+    shell.run("import", str(catalogue), "--rejects", str(shell.data_dir.parent / "rejects.csv"))
+    assert httpx.get(f"{made['url']}/products").status_code == 200
+    connected = set()
+    for name, node in nodes.items():
+        with node.log.open("rb") as log:
+            log.seek(read_so_far[name])
+            connected |= set(re.findall(rb"connection authorized: user=(\w+)", log.read()))
+        # The one that asks is the test's own.
+        others = (
+            "select usename from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()"
+        )
+        assert "postgres" not in node.sql(others).split()
+    assert b"migrator" in connected, "the import's own"
+    assert b"postgres" not in connected
+
+
+def test_service_is_not_given_the_passwords_of_superuser_and_migrator(shell: Shell) -> None:
+    """Neither by name nor under another one, to no process of it; those that it needs are there."""
+    shell.environ["ATELIER_MIGRATOR_PASSWORD"] = "of-another-cluster"
+    shell.up()
+    record = read_record(DataFolder(shell.data_dir))
+    assert record is not None
+    passwords = DataFolder(shell.data_dir).load_secrets().passwords
+    for environ in environments(record.pid):
+        assert known_in(environ, passwords) == {"reader", "writer", "monitor"}
+        assert not {name for name in environ if "MIGRATOR" in name or "SUPERUSER" in name}
+
+
 def test_status_asks_the_service_or_else_the_nodes(shell: Shell) -> None:
     """The same form either way, with roles, also when a node is down."""
     url = shell.up()["url"]
@@ -300,9 +435,37 @@ def test_serve_finds_the_nodes_of_a_data_folder(shell: Shell) -> None:
     wait_until(is_ready, timeout_s=30)
     assert httpx.get(f"{url}/products").status_code == 200
     assert httpx.post(f"{url}/inventory/adjustments").status_code in {404, 405}
+    passwords = DataFolder(shell.data_dir).load_secrets().passwords
+    assert not any(known_in(environ, passwords) for environ in environments(child.pid)), (
+        "it looks them up in the folder"
+    )
+    assert roles_of(child.pid, EmbeddedCluster.open(shell.data_dir)) == {"reader", "monitor"}
     child.terminate()
     child.communicate(timeout=30)
     assert child.returncode == 0
+
+
+# What the server's workers inherit: all that `serve` leaves in the environment when it hands over to it.
+HANDED_OVER = """
+import json, os, sys, types
+from atelier.cli import main, serve
+serve.make_server = lambda _: types.SimpleNamespace(serve=lambda: print(json.dumps(dict(os.environ))))
+sys.exit(main.run(["serve", *sys.argv[1:]]))
+"""
+
+
+def test_workers_are_given_the_passwords_of_their_role(shell: Shell) -> None:
+    """Wherever `serve` has them from: never the migrator's, and not the writer's to those who only read."""
+    shell.run("cluster", "start")
+    passwords = DataFolder(shell.data_dir).load_secrets().passwords
+    given = {"all": {"reader", "writer", "monitor"}, "reads": {"reader", "monitor"}}
+    named = {name: value for name, value in shell.environ.items() if name != "ATELIER_DATA_DIR"}
+    for environ in (shell.environ, named | EmbeddedCluster.open(shell.data_dir).environment()):
+        for role, expected in given.items():
+            command = [sys.executable, "-P", "-c", HANDED_OVER, f"--role={role}", f"--port={shell.port}"]
+            done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == 0, done.stderr
+            assert known_in(json.loads(done.stdout), passwords) == expected
 
 
 def test_migrate_is_done_once(shell: Shell) -> None:
@@ -314,3 +477,29 @@ def test_migrate_is_done_once(shell: Shell) -> None:
     assert first.stdout.startswith("the schema is at migration ")
     assert "migration 0001" in first.stderr
     assert "migration 0001" not in second.stderr
+
+
+def environments(pid: int) -> list[dict[str, str]]:
+    """What a process and all that it has started were given: its own first."""
+    first = psutil.Process(pid)
+    workers = first.children(recursive=True)
+    assert workers
+    return [found.environ() for found in (first, *workers)]
+
+
+def known_in(environ: Mapping[str, str], passwords: Mapping[str, str]) -> set[str]:
+    """The roles whose passwords are anywhere in an environment."""
+    return {role for role, password in passwords.items() if any(password in value for value in environ.values())}
+
+
+def roles_of(pid: int, cluster: EmbeddedCluster) -> set[str]:
+    """As whom a service is connected to the nodes."""
+    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    ports = {str(found.laddr.port) for one in processes for found in one.net_connections() if found.raddr}
+    users = f"select usename from pg_stat_activity where client_port in ({','.join(ports)})"
+    return {user for node in cluster.nodes.values() for user in node.sql(users).split()}
+
+
+def roles_at(url: str) -> dict[str, str]:
+    """The nodes' roles as the service sees them."""
+    return {node["name"]: node["role"] for node in httpx.get(f"{url}/cluster").json()["nodes"]}

@@ -6,6 +6,7 @@ import shlex
 import socket
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ _KEY_NAME = "demo"
 _ROLES_S = 5.0
 _LOCK_S = 1.0
 _PORT_S = 5.0
+_REAP_S = 5.0
 
 Say = Callable[[str], None]
 
@@ -106,7 +108,7 @@ def find_any_port() -> int:
 
 def ensure_key(folder: DataFolder, environ: dict[str, str], *, say: Say) -> str:
     """The demo key with all scopes: the one in the data folder, or a new one when that is not valid (any more)."""
-    text = folder.api_key.read_text(encoding="utf-8").strip() if folder.api_key.exists() else ""
+    text = folder.load_api_key()
     if text and on_primary(environ, "writer", lambda connection: _is_valid(connection, text)):
         return text
     say(f"making an API key, kept in {folder.api_key}")
@@ -154,9 +156,15 @@ def _start_service(launch: Launch, cluster: EmbeddedCluster, port: int) -> "subp
         await_ready(child, url, log=folder.service_log)
     except BaseException:
         stop_service(folder)
-        child.wait()
+        reap(child)
         raise
     return child
+
+
+def reap(child: "subprocess.Popen[bytes]") -> None:
+    """Waits for the end of a service that was stopped; one that even a kill does not end is left to the kernel."""
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(timeout=_REAP_S)
 
 
 async def _is_valid(connection: Connection, text: str) -> bool:

@@ -15,6 +15,7 @@ from atelier.cli.launch import (
     Running,
     describe_commands,
     describe_nodes,
+    reap,
     refuse_second,
     start_everything,
 )
@@ -74,7 +75,7 @@ def _watch(launch: Launch, *, as_json: bool) -> int:
             _ignore_signals(launch)
             launch.say("stopping the service")
             stop_service(cluster.folder)
-            running.child.wait()
+            reap(running.child)
             cluster.stop()
     if code is not None:
         raise ServiceError(f"the service ended with code {code}; see {cluster.folder.service_log}")
@@ -124,30 +125,41 @@ def _ignore_signals(launch: Launch) -> None:
 def _announce(running: Running, cluster: EmbeddedCluster, *, as_json: bool) -> None:
     if as_json:
         _print_json(running.url, running.api_key, running.nodes)
-        return
-    folder = cluster.folder
-    lines = [
-        "",
-        f"  API      {running.url}",
-        f"  docs     {running.url}/docs",
-        f"  cluster  {running.url}/cluster",
-        f"  key      {running.api_key}  (all scopes; kept in {folder.api_key})",
-        "",
-        "Try:",
-        *(f"  {command}" for command in describe_commands(running.url, folder.api_key)),
-    ]
-    click.echo("\n".join(lines))
+    else:
+        _print_text(running.url, running.api_key, cluster.folder)
 
 
 def _announce_running(data_dir: Path, *, as_json: bool, line: str) -> None:
+    """Tells again what the first `up` told.
+
+    Raises:
+        AtelierError: there is nothing (whole) to tell any more.
+    """
     folder = DataFolder(data_dir)
-    service = find_service(folder)
-    if not as_json or service is None:
+    service, api_key = find_service(folder), folder.load_api_key()
+    if service is None:
+        raise ServiceError("the service has just ended; try again")
+    if api_key is None:
+        raise ServiceError(f"{line}, but {folder.api_key} is gone; after `atelier down` the next start makes a new key")
+    if as_json:
+        _print_json(service.url, api_key, describe_nodes(service.url, EmbeddedCluster.open(data_dir)))
+    else:
         click.echo(line)
-        return
-    cluster = EmbeddedCluster.open(data_dir)
-    key = folder.api_key.read_text(encoding="utf-8").strip()
-    _print_json(service.url, key, describe_nodes(service.url, cluster))
+        _print_text(service.url, api_key, folder)
+
+
+def _print_text(url: str, api_key: str, folder: DataFolder) -> None:
+    lines = [
+        "",
+        f"  API      {url}",
+        f"  docs     {url}/docs",
+        f"  cluster  {url}/cluster",
+        f"  key      {api_key}  (all scopes; kept in {folder.api_key})",
+        "",
+        "Try:",
+        *(f"  {command}" for command in describe_commands(url, folder.api_key)),
+    ]
+    click.echo("\n".join(lines))
 
 
 def _print_json(url: str, api_key: str, nodes: list[dict[str, object]]) -> None:
