@@ -51,8 +51,8 @@ lab: .venv/.dev ## load, faults and a verdict: every scenario, every sabotage, o
 bench: .venv/.dev ## measures against pgbench on this machine, in ratios; needs wrk and nginx; ARGS="reads --seconds 4"
 	@$(BIN)/python -m bench $(ARGS)
 
-bench-import: .venv/.dev ## measures an import against plain copying, ARGS="--products 1000011"
-	@$(BIN)/python -m bench.import_catalogue $(ARGS)
+bench-import: .venv/.dev ## measures an import against plain copying, ARGS="--products 100000"
+	@$(BIN)/python -m bench import $(ARGS)
 
 # Names, versions and hashes only. Needs uv; `make up` and `make test` do not.
 LOCK := uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11

@@ -27,9 +27,12 @@ select catalogue_id, :sku_id, :delta, 'adjustment', :reason, :key from current_c
 
 
 def create_app() -> Litestar:
-    """The application, over the node that `BASELINE` names."""
+    """The application, over the node that `BASELINE` names, with PostgreSQL's settings of `BASELINE_SETTINGS`."""
     url = make_url(os.environ["BASELINE"]).set(drivername="postgresql+asyncpg")
-    engine = create_async_engine(url, pool_size=_CONNECTIONS, max_overflow=0)
+    settings = dict(part.split("=") for part in os.environ.get("BASELINE_SETTINGS", "").split())
+    engine = create_async_engine(
+        url, pool_size=_CONNECTIONS, max_overflow=0, connect_args={"server_settings": settings}
+    )
 
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:

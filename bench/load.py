@@ -5,10 +5,10 @@ import re
 import secrets
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.stand import BenchError, Running, find_tool
+from bench.stand import BenchError, find_tool
 
 # 40 % styles, 35 % product, 20 % related, 5 % list.
 MIX = ("/products/ID/styles",) * 8 + ("/products/ID",) * 7 + ("/products/ID/related",) * 4 + ("/products?page=PAGE",)
@@ -54,6 +54,7 @@ end
 # Half of the ids by Zipf (the k-th most wanted is wanted 1/k as often), half evenly over the last tenth.
 _READS = """
 local paths, headers, by_zipf = {{{paths}}}, {headers}, {by_zipf}
+local tokens = {{{tokens}}}
 local low, high, logs, walked = {low}, {high}, math.log({high} - {low} + 1), {walked}
 local function draw_id()
   if walked then walked = walked + 1; return low + math.floor(walked / #paths) % (high - low + 1) end
@@ -62,19 +63,52 @@ local function draw_id()
 end
 request = function()
   local id = draw_id()
+  if #tokens > 0 then headers["Atelier-Token"] = tokens[math.random(#tokens)] end
   local path = paths[walked and walked % #paths + 1 or math.random(#paths)]
   return wrk.format("GET", (path:gsub("ID", id):gsub("PAGE", math.random(1, 1000))), headers)
 end
 """
 _COMMANDS = """
-local skus = {{{skus}}}
+local draw_sku
+{draw}
 local headers = {{["Authorization"]="Bearer {key}", ["Content-Type"]="application/json"}}
 request = function()
   sent = sent + 1
   headers["Idempotency-Key"] = "{run}-" .. sent
   return wrk.format("POST", "/inventory/adjustments", headers,
-    '{{"reason": "bench", "lines": [{{"sku_id": ' .. skus[math.random(#skus)] .. ', "delta": 1}}]}}')
+    '{{"reason": "bench", "lines": [{{"sku_id": ' .. draw_sku() .. ', "delta": 1}}]}}')
 end
+"""
+_EVENLY = """
+local skus = {{{skus}}}
+draw_sku = function() return skus[math.random(#skus)] end
+"""
+# A product as reads draw it, then one of its SKUs. A line of the file has the first of a product and how many follow.
+_AS_READ = """
+local first, count = {{}}, {{}}
+for line in io.lines({path}) do
+  local one, all = line:match("(%d+) (%d+)")
+  first[#first + 1], count[#count + 1] = tonumber(one), tonumber(all)
+end
+local logs = math.log(#first)
+draw_sku = function()
+  local number = math.random() < 0.5 and math.min(#first, math.floor(math.exp(math.random() * logs)))
+    or math.random(#first)
+  return first[number] + math.random(count[number]) - 1
+end
+"""
+# Products come and go: one is made, then it is deleted, by turns. For one connection.
+_CHURN = """
+local made
+local headers = {{["Authorization"]="Bearer {key}", ["Content-Type"]="application/json"}}
+request = function()
+  sent = sent + 1
+  headers["Idempotency-Key"] = "{run}-" .. sent
+  if made then return wrk.format("DELETE", "/products/" .. made, headers) end
+  return wrk.format("POST", "/products", headers,
+    '{{"name": "bench", "slogan": "", "description": "", "category": "bench", "default_price": "1"}}')
+end
+response = function(status, headers, body) made = not made and body:match('"id": ?(%d+)') or nil end
 """
 
 
@@ -88,7 +122,6 @@ class Load:
         errors: answers that were neither 2xx nor 3xx, and connections that broke or timed out.
         late_ms: the 99th percentile of how much later than due requests left, to the next power of two; 0 without a
             fixed rate, or when they left in time.
-        cpu_us: the service's processor time a request, in microseconds.
     """
 
     per_s: float
@@ -96,7 +129,6 @@ class Load:
     p99_ms: float
     errors: int
     late_ms: float = 0.0
-    cpu_us: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +140,7 @@ class Reads:
         span: the first and the last id.
         headers: sent with every request.
         by_zipf: half of the ids by Zipf, not all evenly.
+        tokens: one of them is sent with each request; none where there are none.
         walked: not drawn at all but every path of every id in turn, behind so many; None to draw.
     """
 
@@ -116,33 +149,57 @@ class Reads:
     headers: dict[str, str] = field(default_factory=dict)
     by_zipf: bool = False
     walked: int | None = None
+    tokens: Sequence[str] = ()
 
     def script(self) -> str:
         """For the generator."""
         headers = ", ".join(f"[{json.dumps(name)}]={json.dumps(value)}" for name, value in self.headers.items())
         return _READS.format(
             paths=", ".join(map(json.dumps, self.paths)), low=self.span[0], high=self.span[1],
-            headers=f"{{{headers}}}", by_zipf=str(self.by_zipf).lower(),
+            headers=f"{{{headers}}}", tokens=", ".join(map(json.dumps, self.tokens)), by_zipf=str(self.by_zipf).lower(),
             walked="nil" if self.walked is None else self.walked,
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Commands:
-    """Adjustments by one unit, each with a key of its own."""
+    """Adjustments by one unit, each with a key of its own.
+
+    Attributes:
+        key: the API key.
+        skus: drawn from evenly; or a file with a line for each product that is read, of its first SKU and how many
+            there are: drawn as reads draw products, half by Zipf, half evenly.
+    """
 
     key: str
-    skus: Sequence[int]
+    skus: Sequence[int] | Path
 
     def script(self) -> str:
         """For the generator."""
-        return _COMMANDS.format(key=self.key, run=secrets.token_hex(6), skus=", ".join(map(str, self.skus)))
+        if isinstance(self.skus, Path):
+            draw = _AS_READ.format(path=json.dumps(str(self.skus)))
+        else:
+            draw = _EVENLY.format(skus=", ".join(map(str, self.skus)))
+        return _COMMANDS.format(key=self.key, run=secrets.token_hex(6), draw=draw)
+
+
+@dataclass(frozen=True)
+class Churn:
+    """Products that are made and deleted by turns, over one connection."""
+
+    key: str
+
+    def script(self) -> str:
+        """For the generator."""
+        return _CHURN.format(key=self.key, run=secrets.token_hex(6))
+
+
+What = Reads | Commands | Churn
 
 
 def run_load(
-    url: str, what: Reads | Commands, folder: Path, *, seconds: int, connections: int = 32, per_s: float | None = None,
-    service: Running | None = None,
-) -> Load:  # fmt: skip
+    url: str, what: What, folder: Path, *, seconds: int, connections: int = 32, per_s: float | None = None
+) -> Load:
     """Loads a service.
 
     Args:
@@ -152,29 +209,34 @@ def run_load(
         seconds: how long.
         connections: at the same time.
         per_s: the rate of arrivals; None for as fast as the connections get answers.
-        service: whose processor time is told; None for nobody's.
     """
-    before_s = service.cpu_s() if service else 0.0
-    with start_load(url, what, folder, seconds=seconds, connections=connections, per_s=per_s) as process:
-        said, failed = process.communicate(timeout=seconds + 60)
-    if process.returncode:
-        raise BenchError(f"wrk: {(failed.strip() or 'failed').splitlines()[-1]}")
-    load = parse_load(said)
-    if service is None:
-        return load
-    return replace(load, cpu_us=(service.cpu_s() - before_s) * 1e6 / max(1.0, load.per_s * seconds))
+    process = start_load(url, what, folder, seconds=seconds, connections=connections, per_s=per_s)
+    return finish_load(process, seconds=seconds)
 
 
 def start_load(
-    url: str, what: Reads | Commands, folder: Path, *, seconds: int, connections: int, per_s: float | None
+    url: str, what: What, folder: Path, *, seconds: int, connections: int, per_s: float | None
 ) -> "subprocess.Popen[str]":
     """Starts the generator; its report is for `parse_load`."""
-    script = folder / f"load-{type(what).__name__.lower()}.lua"
+    script = folder / f"load-{type(what).__name__.lower()}.lua"  # one of a kind runs at a time
     pace = _PACE.format(every_ms=1000 / per_s) if per_s else ""
     script.write_text(_HEAD.format(seed=5) + pace + _TELL + what.script(), encoding="utf-8")
     command = [find_tool("wrk", "wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "10s",
                "-s", str(script), url]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish_load(process: "subprocess.Popen[str]", *, seconds: int) -> Load:
+    """Waits for the generator's end and reads its report.
+
+    Raises:
+        BenchError: it failed, or saw no answer.
+    """
+    with process:
+        said, failed = process.communicate(timeout=seconds + 60)
+    if process.returncode:
+        raise BenchError(f"wrk: {(failed.strip() or 'failed').splitlines()[-1]}")
+    return parse_load(said)
 
 
 def parse_load(said: str) -> Load:

@@ -10,9 +10,10 @@ from litestar import Litestar, Response, get
 from atelier.reads.position import POSITION
 from atelier.reads.queries import load_statements
 
+_COUNT = 5
 _SQL = {
     name: load_statements()[name].sql.replace(POSITION.strip(), "(select true as here) as position")
-    for name in ("product_documented", "styles_documented")
+    for name in ("product_documented", "styles_documented", "related", "list_documented")
 }
 
 
@@ -25,17 +26,27 @@ def create_app() -> Litestar:
         async with pool:
             yield
 
+    async def answer(name: str, *arguments: object) -> Response[bytes]:
+        [row] = await pool.fetch(_SQL[name], *arguments)
+        return Response(row["body"], media_type="application/json")
+
+    @get("/products")
+    async def products(page: int = 1) -> Response[bytes]:
+        return await answer("list_documented", [(page - 1) * _COUNT], _COUNT)
+
     @get("/products/{product_id:int}")
     async def product(product_id: int) -> Response[bytes]:
-        [row] = await pool.fetch(_SQL["product_documented"], [product_id])
-        return Response(row["body"], media_type="application/json")
+        return await answer("product_documented", [product_id])
 
     @get("/products/{product_id:int}/styles")
     async def styles(product_id: int) -> Response[bytes]:
-        [row] = await pool.fetch(_SQL["styles_documented"], [product_id])
-        return Response(row["body"], media_type="application/json")
+        return await answer("styles_documented", [product_id])
 
-    return Litestar([product, styles], lifespan=[lifespan], openapi_config=None)
+    @get("/products/{product_id:int}/related")
+    async def related(product_id: int) -> Response[bytes]:
+        return await answer("related", [product_id])
+
+    return Litestar([products, product, styles, related], lifespan=[lifespan], openapi_config=None)
 
 
 async def _pass_json_on(connection: "asyncpg.Connection[asyncpg.Record]") -> None:

@@ -1,67 +1,146 @@
-"""Reads: cold ones against the same SQL by pgbench, tokens, lone requests, the last page; and from memory."""
+"""Reads: cold ones against the same SQL by pgbench, tokens, lone requests, the last page; and from memory.
 
+Everything that is compared takes turns, round after round, and the medians of the rounds' ratios are told.
+"""
+
+import asyncio
 import http.client
 import json
 import re
 import socket
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+import asyncpg
+
+from atelier.lsn import Lsn
 from atelier.reads.position import POSITION
 from atelier.reads.queries import load_statements
-from bench.load import MIX, Load, Reads, run_load
+from atelier.settings import parse_token_keys
+from atelier.token import CausalToken, TokenKeys
+from bench.load import MIX, Churn, Load, Reads, finish_load, run_load, start_load
+from bench.rounds import take_turns
 from bench.stand import Running, Stand
-from bench.table import Row, at_least, below
+from bench.table import Row, at_least, below, spread
 
 STYLES, PRODUCT, RELATED = "/products/ID/styles", "/products/ID", "/products/ID/related"
+FIRST_PAGE = "/products?page=1"
 COLD = {"ATELIER_CACHE_BYTES": "0"}
-# What a server of the common kind, one process with a query a request, made of the mix on the reference machine.
+# So few products that all of them stay in memory.
+_KEPT_PRODUCTS = 2_000
+# What a server of another kind (Express, a query a request) made of the mix in the design's own run, on its machine:
+# a constant of the design. This run's own of that kind is `bench.plain`.
 _EXPRESS_MIX = 2_740
+# More than a process remembers to have opened.
+_TOKENS = 4_000
+_TOKEN_STEP_BYTES = 64
 
 
 def measure(stand: Stand) -> Iterator[Row]:
-    """All rows of this subject, as they come."""
-    raw = {name: run_statement(stand, name) for name in ("styles_documented", "product_documented")}
-    yield Row("pgbench styles, 8 clients, one replica", f"{raw['styles_documented']:,.0f}/s")
-    yield Row("pgbench product, 8 clients, one replica", f"{raw['product_documented']:,.0f}/s")
-    with stand.serve(**COLD) as service:
-        yield from _measure_cold(stand, service, raw)
-        yield from _measure_waiting(stand, service)
-    with stand.serve() as service:
-        warm = warm_up(stand, service)
-    yield at_least("warm mix, from memory", warm.per_s, _EXPRESS_MIX, 8, of="Express")
-    yield Row("warm mix, 99th percentile", f"{warm.p99_ms:.1f} ms, {warm.errors} errors", "no error", warm.errors == 0)
+    """All rows of this subject."""
+    with (
+        stand.serve(**COLD) as cold,
+        stand.serve() as warm,
+        stand.serve_app("bench.plain:create_app", PLAIN=stand.dsn_of("reader", "pg2")) as plain,
+    ):
+        run_load(cold.url, Reads(MIX, stand.span), stand.folder, seconds=3)
+        fill_memory(stand, warm)
+        base, seen = _measure_all(stand, cold, warm, plain)
+        yield from _tell_cold(base, seen)
+        yield from _tell_warm(seen)
+        yield from _tell_tokens(seen)
+        yield from _measure_waiting(stand, cold)
 
 
-def _measure_cold(stand: Stand, service: Running, raw: dict[str, float]) -> Iterator[Row]:
-    run_load(service.url, Reads(MIX, stand.span), stand.folder, seconds=3)
-    styles, product, mix = (ask(stand, service, paths) for paths in ((STYLES,), (PRODUCT,), MIX))
-    yield at_least("cold styles", styles.per_s, raw["styles_documented"], 0.45, of="pgbench")
-    yield at_least("cold product", product.per_s, raw["product_documented"], 0.6, of="pgbench")
-    yield Row("processor time of the service: styles, product", f"{styles.cpu_us:.0f} us, {product.cpu_us:.0f} us")
-    yield Row("cold mix", f"{mix.per_s:,.0f}/s, {mix.errors} errors", "no error", mix.errors == 0)
-    yield below("cold mix, 99th percentile", mix.p99_ms, 50, "ms")
-    costs = compare_tokens(stand, service)
-    yield Row("product with a token against without", f"{costs:.2f}x", ">= 0.9x", costs >= 0.9)
+def _measure_all(
+    stand: Stand, cold: Running, warm: Running, plain: Running
+) -> tuple[dict[str, list[float]], dict[str, list[Load]]]:
+    """Pgbench's transactions a second by resource, and the loads by name; all of them took turns."""
+    tokens, kept = make_tokens(stand), kept_span(stand)
+    whats = {
+        "cold styles": (cold, Reads((STYLES,), stand.span)),
+        "cold product": (cold, Reads((PRODUCT,), stand.span)),
+        "cold product, token": (cold, Reads((PRODUCT,), stand.span, tokens=tokens)),
+        "cold mix": (cold, Reads(MIX, stand.span)),
+        "plain mix": (plain, Reads(MIX, stand.span)),
+        "warm mix": (warm, Reads(MIX, kept)),
+        "warm product": (warm, Reads((PRODUCT,), kept)),
+        "warm product, token": (warm, Reads((PRODUCT,), kept, tokens=tokens)),
+    }
+    base: dict[str, list[float]] = {"styles": [], "product": []}
+
+    def run_base(name: str) -> Load:
+        base[name].append(run_statement(stand, f"{name}_documented"))
+        return Load(base[name][-1], 0, 0, 0)
+
+    measures: dict[str, Callable[[], Load]] = {f"pgbench {name}": partial(run_base, name) for name in base}
+    measures |= {name: partial(ask, stand, service, what) for name, (service, what) in whats.items()}
+    return base, take_turns(stand.rounds, measures)
+
+
+def _tell_cold(base: dict[str, list[float]], seen: dict[str, list[Load]]) -> Iterator[Row]:
+    for name in ("styles", "product"):
+        yield Row(f"pgbench {name}, 8 clients, one replica", f"{spread(base[name], '{:,.0f}'.format)}/s")
+    for name, later in (("styles", 0.45), ("product", 0.6)):
+        rates = [load.per_s for load in seen[f"cold {name}"]]
+        yield at_least(f"cold {name}: the first target", rates, base[name], 0.3, of="pgbench", settles="cold-reads")
+        yield at_least(f"cold {name}: the later target", rates, base[name], later, of="pgbench", settles="cold-short")
+    mix = seen["cold mix"]
+    errors = sum(load.errors for load in mix)
+    yield Row("cold mix", f"{spread([load.per_s for load in mix], '{:,.0f}'.format)}/s, {errors} errors", "no error",
+              errors == 0, settles="cold-p99")  # fmt: skip
+    yield below("cold mix, 99th percentile", [load.p99_ms for load in mix], 50, "ms", settles="cold-p99")
+
+
+def _tell_warm(seen: dict[str, list[Load]]) -> Iterator[Row]:
+    warm, plain = ([load.per_s for load in seen[name]] for name in ("warm mix", "plain mix"))
+    errors = sum(load.errors for load in seen["warm mix"])
+    yield Row("the mix by a plain handler, a query a request", f"{spread(plain, '{:,.0f}'.format)}/s")
+    yield at_least("warm mix, from memory", warm, plain, 8, of="that handler", settles="warm-mix")
+    yield at_least("warm mix, by the design's constant of 2,740/s (another run, another machine)", warm,
+                   [_EXPRESS_MIX] * len(warm), 8, of="Express", settles="warm-mix")  # fmt: skip
+    p99_ms = spread([load.p99_ms for load in seen["warm mix"]], "{:.1f}".format)
+    yield Row("warm mix, 99th percentile", f"{p99_ms} ms, {errors} errors", "no error", errors == 0)
+
+
+def _tell_tokens(seen: dict[str, list[Load]]) -> Iterator[Row]:
+    for name in ("cold product", "warm product"):
+        pairs = zip(seen[f"{name}, token"], seen[name], strict=True)
+        ratios = [sent.per_s / without.per_s for sent, without in pairs]
+        yield Row(f"{name} with one of {_TOKENS:,} tokens against without", f"{spread(ratios)}x", ">= 0.9x",
+                  statistics.median(ratios) >= 0.9, settles="causal")  # fmt: skip
 
 
 def _measure_waiting(stand: Stand, service: Running) -> Iterator[Row]:
     causal = measure_causal(stand, service)
-    yield Row("causal read right after a write, median", f"{statistics.median(causal):.2f} ms")
-    yield below("causal read right after a write, 99th percentile", percentile(causal, 99), 10, "ms")
-    yield below("lone product, median", measure_lone(stand, service, PRODUCT), 2, "ms")
-    yield below("lone styles, median", measure_lone(stand, service, STYLES), 3, "ms")
-    pages = measure_pages(service)
-    yield Row("last page against first page", f"{pages:.2f}x", "<= 1.5x", pages <= 1.5)
+    name = "causal read right after a write (by a Python client)"
+    yield Row(f"{name}, median", f"{statistics.median(causal):.2f} ms")
+    yield below(f"{name}, 99th percentile", [percentile(causal, 99)], 10, "ms", settles="causal")
+    lone = take_turns(stand.rounds, {path: partial(measure_lone, stand, service, path) for path in (PRODUCT, STYLES)})
+    yield below("lone product, median", lone[PRODUCT], 2, "ms", settles="lone")
+    yield below("lone styles, median", lone[STYLES], 3, "ms", settles="lone")
+    yield tell_pages("last page against first page", measure_pages(stand, service))
+    churn = start_load(
+        service.url, Churn(stand.key), stand.folder, seconds=3 + 2 * stand.rounds * short(stand), connections=1,
+        per_s=None,
+    )  # fmt: skip
+    pages = measure_pages(stand, service)
+    changes = finish_load(churn, seconds=3 + 2 * stand.rounds * short(stand))
+    yield tell_pages(f"the same while {changes.per_s:,.0f} products a second come and go", pages, errors=changes.errors)
 
 
-def ask(stand: Stand, service: Running, paths: tuple[str, ...], **headers: str) -> Load:
+def tell_pages(name: str, ratios: Sequence[float], *, errors: int = 0) -> Row:
+    """A row of the last page against the first."""
+    words = f"{spread(ratios)}x{f', {errors} errors' if errors else ''}"
+    return Row(name, words, "<= 1.5x", statistics.median(ratios) <= 1.5 and not errors, settles="pages")
+
+
+def ask(stand: Stand, service: Running, what: Reads) -> Load:
     """One load of 32 connections."""
-    what = Reads(paths, stand.span, headers)
-    return run_load(service.url, what, stand.folder, seconds=stand.seconds, service=service)
+    return run_load(service.url, what, stand.folder, seconds=stand.seconds)
 
 
 def run_statement(stand: Stand, name: str) -> float:
@@ -73,23 +152,35 @@ def run_statement(stand: Stand, name: str) -> float:
     return stand.pgbench(f"\\set id random({low}, {high})\n{sql};\n", clients=8, node="pg2")
 
 
-def compare_tokens(stand: Stand, service: Running) -> float:
-    """What a token costs: taking turns, the median of the ratios."""
-    with connect(service) as send:
-        token = send("GET", "/products/1")[1]["atelier-token"]
-    ratios = []
-    for _ in range(3):
-        plain, sent = ask(stand, service, (PRODUCT,)), ask(stand, service, (PRODUCT,), **{"Atelier-Token": token})
-        ratios.append(sent.per_s / plain.per_s)
-    return statistics.median(ratios)
+def make_tokens(stand: Stand) -> list[str]:
+    """Valid tokens of as many positions, all of them behind us."""
+
+    async def look() -> tuple[int, int, int]:
+        connection = await asyncpg.connect(stand.cluster.superuser_dsn(stand.cluster.primary.name))
+        try:
+            [row] = await connection.fetch(
+                "select system_identifier, timeline_id, pg_current_wal_flush_lsn() "
+                "from pg_control_system(), pg_control_checkpoint()"
+            )
+            return row[0], row[1], row[2]
+        finally:
+            await connection.close()
+
+    system_id, timeline, here = asyncio.run(look())
+    keys = TokenKeys(parse_token_keys(stand.cluster.environment()["ATELIER_TOKEN_KEYS"]))
+    positions = (here - number * _TOKEN_STEP_BYTES for number in range(_TOKENS))
+    return [keys.seal(CausalToken(system_id, timeline, Lsn(position))) for position in positions]
 
 
-def warm_up(stand: Stand, service: Running) -> Load:
-    """The mix over so few products that all of it is kept, after all of it has been asked for once."""
-    low = stand.span[0]
-    what = Reads(MIX, (low, low + 2_000))
-    run_load(service.url, what, stand.folder, seconds=6)
-    return run_load(service.url, what, stand.folder, seconds=stand.seconds, service=service)
+def kept_span(stand: Stand) -> tuple[int, int]:
+    """The ids of so few products that all of them stay in memory."""
+    low, high = stand.span
+    return low, min(high, low + _KEPT_PRODUCTS)
+
+
+def fill_memory(stand: Stand, service: Running) -> None:
+    """Asks for all of what will be asked for from memory."""
+    run_load(service.url, Reads(MIX, kept_span(stand)), stand.folder, seconds=6)
 
 
 def measure_causal(stand: Stand, service: Running, times: int = 300) -> list[float]:
@@ -113,29 +204,26 @@ def pick_sku(stand: Stand) -> int:
     return int(stand.ask("select sku_id from stock where sku_id > 1000 order by 1 limit 1"))
 
 
-def measure_lone(stand: Stand, service: Running, path: str, times: int = 500) -> float:
+def short(stand: Stand) -> int:
+    """How long a load of one connection takes, in seconds: its median is sure soon."""
+    return max(1, stand.seconds // 2)
+
+
+def measure_lone(stand: Stand, service: Running, path: str) -> float:
     """The median of one request after another with no other load, in milliseconds."""
-    low, high = stand.span
+    what = Reads((path,), stand.span)
+    return run_load(service.url, what, stand.folder, seconds=short(stand), connections=1).p50_ms
+
+
+def measure_pages(stand: Stand, service: Running) -> list[float]:
+    """The median of the last page against that of the first, by round."""
     with connect(service) as send:
-        paths = [path.replace("ID", str(low + number * 37 % (high - low))) for number in range(times)]
-        return statistics.median(timed(partial(send, "GET", path)) for path in paths)
-
-
-def measure_pages(service: Running, times: int = 200) -> float:
-    """The median of the last page against that of the first, taking turns."""
-    with connect(service) as send:
-        link = send("GET", "/products?page=1")[1]["link"]
-        found = re.search(r"page=(\d+)[^>]*>; rel=\"last\"", link)
-        last, first = (f"/products?page={found[1] if found else 1}"), "/products?page=1"
-        pairs = [(timed(lambda: send("GET", last)), timed(lambda: send("GET", first))) for _ in range(times)]
-    return statistics.median(pair[0] for pair in pairs) / statistics.median(pair[1] for pair in pairs)
-
-
-def timed(call: Callable[[], object]) -> float:
-    """How long a call takes, in milliseconds."""
-    began_s = time.perf_counter()
-    call()
-    return (time.perf_counter() - began_s) * 1000
+        link = send("GET", FIRST_PAGE)[1]["link"]
+    found = re.search(r"page=(\d+)[^>]*>; rel=\"last\"", link)
+    last_page = f"/products?page={found[1] if found else 1}"
+    pages = {path: partial(measure_lone, stand, service, path) for path in (FIRST_PAGE, last_page)}
+    seen = take_turns(stand.rounds, pages)
+    return [last / first for last, first in zip(seen[last_page], seen[FIRST_PAGE], strict=True)]
 
 
 def percentile(values: list[float], percent: int) -> float:

@@ -6,6 +6,7 @@ differ; only those of one run compare.
 
 import asyncio
 import http.client
+import importlib.metadata
 import os
 import platform
 import re
@@ -14,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -34,6 +36,8 @@ from atelier.embedded.waiting import wait_for
 from atelier.migrate import migrate
 
 _CATALOGUE_UP_S = 300.0
+# For a session of the superuser's: no trigger fires, no key is checked.
+SILENT = "session_replication_role=replica"
 ATELIER = (sys.executable, "-m", "atelier.cli.main")
 
 
@@ -53,15 +57,6 @@ class Running:
         parent = psutil.Process(self.pid)
         return [parent, *parent.children(recursive=True)]
 
-    def cpu_s(self) -> float:
-        """Processor time that it has used, in seconds."""
-        times = [process.cpu_times() for process in self.processes()]
-        return sum(one.user + one.system for one in times)
-
-    def memory_mib(self) -> list[float]:
-        """What each process holds alone, in MiB."""
-        return [process.memory_full_info().uss / 2**20 for process in self.processes()]
-
 
 @dataclass(frozen=True)
 class Stand:
@@ -74,6 +69,7 @@ class Stand:
         key: an API key for everything.
         seconds: how long one measurement takes.
         rounds: how often those that take turns are repeated.
+        profiles: whether the process that reads is looked into during the headline.
     """
 
     cluster: EmbeddedCluster
@@ -82,6 +78,7 @@ class Stand:
     key: str
     seconds: int
     rounds: int
+    profiles: bool = False
 
     @property
     def span(self) -> tuple[int, int]:
@@ -126,8 +123,17 @@ class Stand:
 
         return asyncio.run(fetch())
 
-    def pgbench(self, script: str, *, clients: int, node: str, threads: int = 1) -> float:
-        """Runs a script by PostgreSQL's own load generator, prepared, as the superuser: transactions per second."""
+    def pgbench(self, script: str, *, clients: int, node: str, threads: int = 1, fires: bool = True) -> float:
+        """Runs a script by PostgreSQL's own load generator, prepared, as the superuser: transactions per second.
+
+        Args:
+            script: its statements.
+            clients: how many at the same time.
+            threads: of pgbench's own.
+            node: where.
+            fires: whether what it changes fires the schema's triggers, which announce every change in the outbox.
+        """
+        options = "-c search_path=atelier" + ("" if fires else f" -c {SILENT}")
         path = self.folder / "script.pgbench"
         path.write_text(script, encoding="utf-8")
         binary = self.cluster._server.binaries.path("pgbench")  # noqa: SLF001  the cluster's own programs
@@ -135,13 +141,18 @@ class Stand:
         said = run_program(
             [str(binary), "-n", "-M", "prepared", f"-c{clients}", f"-j{threads}", f"-T{self.seconds}", "-f", str(path),
              "-h", "127.0.0.1", "-p", str(self.cluster.node(node).port), "-U", "postgres", "atelier"],
-            env={**os.environ, "PGPASSWORD": unquote(server.password or ""), "PGOPTIONS": "-c search_path=atelier"},
+            env={**os.environ, "PGPASSWORD": unquote(server.password or ""), "PGOPTIONS": options},
         )  # fmt: skip
-        return float(said.split("tps = ")[1].split(" ")[0])
+        found = re.search(r"tps = ([\d.]+)", said)
+        if found is None:
+            raise BenchError("pgbench finished no transaction: measure longer")
+        return float(found[1])
 
 
 @contextmanager
-def open_stand(products: int, *, keep: Path | None, seconds: int, rounds: int) -> Iterator[Stand]:
+def open_stand(
+    products: int, *, keep: Path | None, seconds: int, rounds: int, profiles: bool = False
+) -> Iterator[Stand]:
     """Makes a cluster with a generated catalogue, or takes the one that is kept.
 
     Args:
@@ -149,6 +160,7 @@ def open_stand(products: int, *, keep: Path | None, seconds: int, rounds: int) -
         keep: where the cluster stays for another time; None for nowhere.
         seconds: of each measurement.
         rounds: of those that take turns.
+        profiles: whether the process that reads is looked into during the headline.
     """
     with ExitStack() as stack:
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atelier-bench-")))
@@ -163,7 +175,7 @@ def open_stand(products: int, *, keep: Path | None, seconds: int, rounds: int) -
             make_catalogue(cluster, folder, products)
             made.touch()
         key = asyncio.run(make_key(cluster))
-        yield Stand(cluster, folder, products, key, seconds, rounds)
+        yield Stand(cluster, folder, products, key, seconds, rounds, profiles)
 
 
 def make_catalogue(cluster: EmbeddedCluster, folder: Path, products: int) -> None:
@@ -259,18 +271,43 @@ def find_free_port() -> int:
 _SETTINGS = ("shared_buffers", "max_wal_size", "checkpoint_timeout", "synchronous_commit", "wal_compression", "jit")
 
 
-def describe_machine(cluster: EmbeddedCluster) -> str:
+_PACKAGES = ("granian", "litestar", "asyncpg", "uvloop", "msgspec", "SQLAlchemy")
+
+
+def describe_machine(stand: Stand) -> str:
     """The machine, the versions and the settings, without which no figure means anything."""
+    cluster = stand.cluster
     settings = ", ".join(f"{name} {cluster.primary.sql(f'show {name}')}" for name in _SETTINGS)
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     memory = psutil.virtual_memory().total / 2**30
     version = cluster.primary.sql("show server_version")
+    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
     return (
         f"{os.cpu_count()} x {model[1] if model else platform.processor()}, {memory:.0f} GiB, "
-        f"Linux {platform.release()}, Python {platform.python_version()}, PostgreSQL {version}, "
-        f"load before it {os.getloadavg()[0]:.1f}; {settings}; one process of the service with its own settings, "
-        "unless a row says otherwise"
+        f"Linux {platform.release()}, {describe_python()}, PostgreSQL {version}, {packages}, "
+        f"{tell_version('wrk', '-v')}, {tell_version('nginx', '-v')}, load before it {os.getloadavg()[0]:.1f}; "
+        f"{stand.products:,} products, two replicas, {stand.rounds} rounds, {stand.seconds} s a measurement; "
+        f"{settings}; one process of the service with its own settings, unless a row says otherwise"
     )
+
+
+def describe_python() -> str:
+    """The interpreter and how it was built: without its profile-guided optimization it is a fifth slower or more."""
+    asked = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
+    profiled = "--enable-optimizations" in asked
+    return (
+        f"Python {platform.python_version()} ({platform.python_compiler()}, "
+        f"{'with' if profiled else 'without'} profile-guided optimization"
+        f"{', link-time optimization' if '--with-lto' in asked else ''})"
+    )
+
+
+def tell_version(name: str, option: str) -> str:
+    """What a program says of its version, in two words."""
+    path = find_tool(name, name)
+    said = subprocess.run([path, option], capture_output=True, text=True, check=False)
+    found = re.search(r"\d+(\.\d+)+", said.stdout + said.stderr)
+    return f"{name} {found[0] if found else 'of unknown version'}"
 
 
 async def _migrate(cluster: EmbeddedCluster) -> None:

@@ -1,5 +1,7 @@
 """Rows of results: what was measured, against what, whether it met its target."""
 
+import re
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +16,8 @@ class Row:
         target: in words; empty for none.
         is_met: whether it met its target.
         figure: the number in the value, for a picture; None where there is none.
+        at: where a curve has it, along the picture; None where it is on no curve.
+        settles: the target of the design that it belongs to, a key of `bench.targets.TARGETS`; empty for none.
     """
 
     name: str
@@ -21,6 +25,8 @@ class Row:
     target: str = ""
     is_met: bool = True
     figure: float | None = None
+    at: float | None = None
+    settles: str = ""
 
     @property
     def verdict(self) -> str:
@@ -28,20 +34,38 @@ class Row:
         return ("met" if self.is_met else "MISSED") if self.target else ""
 
 
-def at_least(name: str, per_s: float, base: float, ratio: float, *, of: str) -> Row:
-    """A rate as a ratio of another one."""
-    value = f"{per_s:,.0f}/s = {per_s / base:.2f}x {of}"
-    return Row(name, value, f">= {ratio:g}x", per_s >= ratio * base)
+def spread(values: Sequence[float], show: Callable[[float], str] = "{:.2f}".format) -> str:
+    """The median of some rounds, and between what they lay where there were several."""
+    middle = show(statistics.median(values))
+    return middle if len(values) == 1 else f"{middle} ({show(min(values))}..{show(max(values))})"
 
 
-def below(name: str, value: float, limit: float, unit: str, *, show: Callable[[float], str] = "{:.2f}".format) -> Row:
-    """A figure that must stay below another one."""
-    return Row(name, f"{show(value)} {unit}", f"< {limit:g} {unit}", value < limit)
+def at_least(
+    name: str, per_s: Sequence[float], base: Sequence[float], ratio: float, *, of: str, settles: str = ""
+) -> Row:
+    """A rate against another one of the same rounds: the median of their ratios decides."""
+    ratios = [mine / theirs for mine, theirs in zip(per_s, base, strict=True)]
+    value = f"{statistics.median(per_s):,.0f}/s = {spread(ratios)}x {of}"
+    return Row(name, value, f">= {ratio:g}x", statistics.median(ratios) >= ratio, settles=settles)
+
+
+def below(
+    name: str,
+    values: Sequence[float],
+    limit: float,
+    unit: str,
+    *,
+    show: Callable[[float], str] = "{:.2f}".format,
+    settles: str = "",
+) -> Row:
+    """A figure whose median must stay below another one."""
+    value = f"{spread(values, show)} {unit}"
+    return Row(name, value, f"< {limit:g} {unit}", statistics.median(values) < limit, settles=settles)
 
 
 def print_row(row: Row) -> None:
     """Writes one line for a terminal."""
-    print(f"  {row.name:<52} {row.value:>36}  {row.target:>10}  {row.verdict}", flush=True)
+    print(f"  {row.name:<60} {row.value:>46}  {row.target:>10}  {row.verdict}", flush=True)
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
@@ -49,3 +73,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
     lines = ["| what | measured | target | |", "|---|---:|---:|---|"]
     lines += [f"| {row.name} | {row.value} | {row.target} | {row.verdict} |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def put(text: str, name: str, content: str) -> str:
+    """Puts content between the marks `<!-- NAME -->` and `<!-- /NAME -->` of a document."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    return pattern.sub(lambda match: match[1] + content + match[2], text)

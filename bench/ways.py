@@ -1,55 +1,65 @@
-"""The same reads in many ways: what each part of the service is worth, or costs. Every way takes its turn once."""
+"""The same reads in many ways: what each part of the service is worth, or costs. pgbench and the ways take turns."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 
 from bench.load import MIX, Load, Reads, run_load
-from bench.reads import COLD, PRODUCT, connect, run_statement, warm_up
+from bench.reads import COLD, PRODUCT, fill_memory, kept_span, make_tokens, run_statement
+from bench.rounds import take_turns
 from bench.stand import Running, Stand
-from bench.table import Row
+from bench.table import Row, spread
 
 # The framework's own routing takes hosts that the short way leaves to it.
 _ORDINARY = {"Host": "bench_ordinary"}
+_BASE = "pgbench, the same SQL, 8 clients"
+
+Serve = Callable[[], AbstractContextManager[Running]]
 
 
 def measure(stand: Stand) -> Iterator[Row]:
-    """All rows of this subject, as they come."""
-    base = run_statement(stand, "product_documented")
-    yield rate("pgbench, the same SQL, 8 clients", base, base)
-    with stand.serve_app("bench.plain:create_app", PLAIN=stand.dsn_of("reader", "pg2")) as plain:
-        yield tell("a plain handler, a query a request", load(stand, plain), base)
-    with stand.serve(**COLD) as service:
-        yield tell("merged reads, the framework's handler", load(stand, service, **_ORDINARY), base)
-        yield tell("merged reads, the short way", load(stand, service), base)
-        with connect(service) as send:
-            token = send("GET", "/products/1")[1]["atelier-token"]
-        yield tell("the same with a token", load(stand, service, **{"Atelier-Token": token}), base)
-        yield tell("the same answered 304", load(stand, service, **{"If-None-Match": "*"}), base)
-    nodes = stand.cluster.environment()["ATELIER_NODES"]
-    with stand.serve(**COLD, ATELIER_NODES=",".join(nodes.split(",")[:2])) as service:
-        yield tell("with one replica", load(stand, service), base)
-    with stand.serve(**COLD, ATELIER_WORKERS="2") as service:
-        yield tell("with two worker processes", load(stand, service), base)
-    with stand.serve() as service:
-        yield tell("from memory, the mix", warm_up(stand, service), base)
-        low = stand.span[0]
-        what = Reads(MIX, (low, low + 2_000), {"If-None-Match": "*"})
-        yield tell("from memory, answered 304", run_load(service.url, what, stand.folder, seconds=stand.seconds), base)
-    with stand.serve(ATELIER_WORKERS="2") as service:
-        yield tell("from memory, two worker processes", warm_up(stand, service), base)
+    """All rows of this subject."""
+    measures: dict[str, Callable[[], Load]] = {
+        _BASE: lambda: Load(run_statement(stand, "product_documented"), 0, 0, 0),
+        **{name: partial(_measure_way, stand, serve, what) for name, (serve, what) in list_ways(stand).items()},
+    }
+    seen = take_turns(stand.rounds, measures)
+    yield from (tell(name, loads, seen[_BASE]) for name, loads in seen.items())
 
 
-def load(stand: Stand, service: Running, **headers: str) -> Load:
-    """Products, 32 connections, after a moment of warming up."""
-    what = Reads((PRODUCT,), stand.span, headers)
-    run_load(service.url, what, stand.folder, seconds=2)
-    return run_load(service.url, what, stand.folder, seconds=stand.seconds, service=service)
+def list_ways(stand: Stand) -> dict[str, tuple[Serve, Reads]]:
+    """Who serves and what is asked for, by name."""
+    replica = ",".join(stand.cluster.environment()["ATELIER_NODES"].split(",")[:2])
+    cold, warm = partial(stand.serve, **COLD), stand.serve
+    product, kept = Reads((PRODUCT,), stand.span), kept_span(stand)
+    plain = partial(stand.serve_app, "bench.plain:create_app", PLAIN=stand.dsn_of("reader", "pg2"))
+    return {
+        "a plain handler, a query a request": (plain, product),
+        "merged reads, the framework's handler": (cold, Reads((PRODUCT,), stand.span, _ORDINARY)),
+        "merged reads, the short way": (cold, product),
+        "the same with one of 4,000 tokens": (cold, Reads((PRODUCT,), stand.span, tokens=make_tokens(stand))),
+        "the same answered 304": (cold, Reads((PRODUCT,), stand.span, {"If-None-Match": "*"})),
+        "with one replica": (partial(stand.serve, **COLD, ATELIER_NODES=replica), product),
+        "with two worker processes": (partial(stand.serve, **COLD, ATELIER_WORKERS="2"), product),
+        "from memory, the mix": (warm, Reads(MIX, kept)),
+        "from memory, answered 304": (warm, Reads(MIX, kept, {"If-None-Match": "*"})),
+        "from memory, two worker processes": (partial(stand.serve, ATELIER_WORKERS="2"), Reads(MIX, kept)),
+    }
 
 
-def tell(name: str, seen: Load, base: float) -> Row:
-    """A row of one way; errors are part of its name."""
-    return rate(f"{name}{f' ({seen.errors} errors)' if seen.errors else ''}", seen.per_s, base)
+def tell(name: str, loads: list[Load], base: list[Load]) -> Row:
+    """A row of one way: its rate, and its ratio to pgbench of the same round. Errors are part of its name."""
+    errors = sum(load.errors for load in loads)
+    ratios = [load.per_s / other.per_s for load, other in zip(loads, base, strict=True)]
+    middle = sorted(load.per_s for load in loads)[len(loads) // 2]
+    words = f"{middle:,.0f}/s = {spread(ratios)}x pgbench"
+    return Row(f"{name}{f' ({errors} errors)' if errors else ''}", words, figure=middle)
 
 
-def rate(name: str, per_s: float, base: float) -> Row:
-    """A row of a rate and its ratio."""
-    return Row(name, f"{per_s:,.0f}/s = {per_s / base:.2f}x pgbench", figure=per_s)
+def _measure_way(stand: Stand, serve: Serve, what: Reads) -> Load:
+    with serve() as service:
+        if what.span == stand.span:
+            run_load(service.url, what, stand.folder, seconds=2)
+        else:
+            fill_memory(stand, service)
+        return run_load(service.url, what, stand.folder, seconds=stand.seconds)

@@ -1,0 +1,21 @@
+"""Things that are compared take turns, round after round: a machine that changes its mood changes it for all."""
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+Seen = TypeVar("Seen")
+
+
+def take_turns(rounds: int, measures: Mapping[str, Callable[[], Seen]]) -> dict[str, list[Seen]]:
+    """Measures everything once a round, each round beginning with another one.
+
+    Returns:
+        What was seen under each name, by round.
+    """
+    seen: dict[str, list[Seen]] = {name: [] for name in measures}
+    names = list(measures)
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            seen[name].append(measures[name]())
+    return seen
