@@ -4,6 +4,7 @@ import asyncio
 import random
 import re
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import msgspec
@@ -12,10 +13,11 @@ import pytest
 from atelier.embedded.cluster import EmbeddedCluster
 from atelier.reads.cache.answers import AnswerCache
 from atelier.reads.document import Document
+from atelier.reads.executor import Answer
 from tests.fixtures.reading import Shop, flicker, make_settings, open_shop
 from tests.fixtures.remembering import Remembering, count_hits, open_remembering
 from tests.reads.conftest import connected
-from tests.support import Service, running_cluster, running_service
+from tests.support import Service, role_dsn, running_cluster, running_service
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
 
@@ -160,6 +162,32 @@ async def test_new_catalogue_ends_all_that_was_kept(
     async with asyncio.timeout(5):
         while quantity(await remembering.styles(product_id)) != 5:
             await asyncio.sleep(0.005)
+
+
+async def test_readers_with_a_token_each_run_few_statements_when_all_is_forgotten(
+    lagging: EmbeddedCluster, remembering: Remembering, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new catalogue while everybody looks: one statement for each page and dialect, not one for each reader."""
+    run, reads = remembering.reading.executor.run, 0
+
+    async def count(*arguments: Any) -> Answer:
+        nonlocal reads
+        reads += 1
+        return await run(*arguments)
+
+    shelves = [await shop.make_sku(on_hand=1) for _ in range(10)]
+    tokens = [await shop.set_stock(shelves[0][1], number) for number in range(1, 31)]
+    await remembering.until_heard(tokens[-1])
+    for product_id, _ in shelves:
+        await remembering.styles(product_id)
+    async with connected(role_dsn(lagging, "migrator")) as owner:
+        await owner.execute("select announce_catalogue()")
+    await remembering.until_heard(await shop.token())
+    monkeypatch.setattr(remembering.reading.executor, "run", count)
+    asks = [(product_id, remembering.reading.ask(token)) for token in tokens for product_id, _ in shelves]
+    shown = await asyncio.gather(*(remembering.styles(product_id, ask) for product_id, ask in asks))
+    assert [quantity(document) for document in shown] == [30, *[1] * 9] * 30
+    assert reads <= 2 * len(shelves)
 
 
 async def test_more_changes_than_one_look_takes_are_all_heard_of(

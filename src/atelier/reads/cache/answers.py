@@ -59,7 +59,7 @@ class AnswerCache:
         self._snapshot = look()
         self._sources: dict[str, Source] = {}
         self._flying: dict[int, set[Flight]] = {}
-        self._flights: dict[Key, Flight] = {}
+        self._flights: dict[Key, list[Flight]] = {}
         self.is_on = capacity_bytes > 0
         self.asked_at_s = 0.0
 
@@ -102,23 +102,53 @@ class AnswerCache:
         if found is not None:
             return found
         for _ in range(_JOINS):
-            flight = self._flights.get(key)
-            if flight is None or not flight.carries(ask):
+            flight = self._choose_flight(key, ask)
+            if flight is None:
                 break
             began_s = self._clock()
-            shared = await flight.join(ask.deadline)
-            if shared is not None:
+            landed = await flight.join(ask.deadline)
+            if landed is not None:
+                shared = landed if flight.carries(ask) else self._share(landed, ask)
+                if shared is None:
+                    break
                 CACHE_SHARED.count(key[0])
                 waited = Timings(wait_ms=(self._clock() - began_s) * 1000)
                 return replace(shared, answer=replace(shared.answer, timings=waited))
-        return await self._fly(Flight(key, ask, tuple(self._sources.values())), read)
+        sources = tuple(self._sources.values())
+        return await self._fly(Flight(key, ask, sources, _reach_bytes(self._compare())), read)
+
+    def _choose_flight(self, key: Key, ask: Ask) -> Flight | None:
+        """A read under way that will do for another reader, or else one that probably will; None when there is none."""
+        flights = self._flights.get(key, ())
+        for suits in (Flight.carries, Flight.may_carry):
+            for flight in flights:
+                if suits(flight, ask):
+                    return flight
+        return None
+
+    def _share(self, document: Document, ask: Ask) -> Document | None:
+        """What another reader's read has brought, for this one; None when it does not keep what this one asked."""
+        answer, token, snapshot = document.answer, ask.token, self._compare()
+        observed, lag_ms = answer.observed, answer.lag_ms
+        if observed is None or not observed.in_recovery or snapshot.judge(answer.token) is not Standing.GOOD:
+            return None
+        if ask.policy.consistency == "eventual" and (lag_ms is None or lag_ms > ask.policy.max_lag_ms):
+            return None
+        if token is None:
+            return document
+        if snapshot.judge(token) is not Standing.GOOD:
+            return None
+        if ask.policy.consistency != "eventual" and token.lsn.bytes > observed.replayed_lsn.bytes:
+            return None
+        return replace(document, answer=replace(answer, token=token.merge(answer.token)))
 
     async def _fly(self, flight: Flight, read: Callable[[], Awaitable[Document]]) -> Document:
         """Makes a read, in sight of all who tell of changes from before it begins until it is kept."""
         shelf = shelf_of(flight.key)
         flying = self._flying.setdefault(shelf, set())
         flying.add(flight)
-        is_first = self._flights.setdefault(flight.key, flight) is flight
+        flights = self._flights.setdefault(flight.key, [])
+        flights.append(flight)
         document = None
         try:
             document = await read()
@@ -128,9 +158,10 @@ class AnswerCache:
             flying.discard(flight)
             if not flying and self._flying.get(shelf) is flying:
                 del self._flying[shelf]
-            if is_first:
+            flights.remove(flight)
+            if not flights:
                 del self._flights[flight.key]
-                flight.land(document)
+            flight.land(document)
 
     def _keep(self, flight: Flight, document: Document) -> None:
         """Keeps an answer, if the source of its node has seen all that happened to it since its read began."""
@@ -265,6 +296,11 @@ def _why_not(entry: Entry, ask: Ask, snapshot: ClusterSnapshot, lag_ms: float | 
     if policy.consistency != "causal" and (lag_ms is None or lag_ms > policy.max_lag_ms):
         return "bound"
     return None
+
+
+def _reach_bytes(snapshot: ClusterSnapshot) -> int:
+    """A position that all replicas have replayed; -1 when there is none that was observed."""
+    return min((node.observation.replayed_lsn.bytes for node in snapshot.replicas if node.observation), default=-1)
 
 
 def _token_of(entry: Entry, sent: CausalToken | None) -> CausalToken:
