@@ -7,13 +7,17 @@ from collections.abc import Sequence
 import asyncpg
 import httpx
 import pytest
+from sqlalchemy import text
 
+from atelier.deadline import Deadline
 from atelier.embedded.cluster import EmbeddedCluster
 from atelier.errors import OverloadedError
+from atelier.problems import ProblemError
 from atelier.writes.commands import AdjustStock, CreateProduct, NewProduct
 from atelier.writes.dispatch import Dispatcher
 from atelier.writes.envelope import Envelope, Receipt
 from atelier.writes.failures import ConflictError
+from atelier.writes.gate import Gate
 from atelier.writes.inventory import change_stock
 from atelier.writes.policy import WritePolicy
 from atelier.writes.service import weigh
@@ -84,6 +88,74 @@ async def test_full_stock_queue_refuses_at_once_and_finishes_what_it_took(
         receipts = await asyncio.gather(*taken)
     assert {receipt.outcome.status for receipt in receipts} == {200}
     assert await database.fetchval("select on_hand from stock where sku_id = $1", sku_id) == 6
+
+
+async def test_flood_of_made_up_keys_holds_up_no_command(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
+) -> None:
+    """While the look-ups of a thousand prefixes stand before a lock, most are refused; a known key goes on, quickly."""
+    [sku_id] = await shop.stocked(0)
+    known = shop.http.headers["Authorization"].split("_")[1]
+    admin = await asyncpg.connect(cluster.superuser_dsn(cluster.primary.name), database="atelier")
+    async with open_writes(settings_of(cluster), has_chores=False) as service:
+        assert await service.look_up_key(known) is not None
+        await service.submit(make_order(adjustment((sku_id, 1))))
+        async with admin.transaction():
+            await admin.execute("lock table atelier.api_key in access exclusive mode")
+            flood = [asyncio.create_task(service.look_up_key(f"{n:08}")) for n in range(1_000)]
+            asking = asyncio.create_task(service.look_up_key(known))
+            await wait_until_blocked(admin, sessions=2)
+            async with asyncio.timeout(2):
+                receipt = await service.submit(make_order(adjustment((sku_id, 1))))
+        record = await asking
+        answers = await asyncio.gather(*flood, return_exceptions=True)
+    await admin.close()
+    assert (receipt.outcome.status, record.prefix) == (200, known)
+    refused = [answer for answer in answers if isinstance(answer, OverloadedError)]
+    assert 800 < len(refused) < 1_000
+    assert {answer for answer in answers if not isinstance(answer, OverloadedError)} == {None}
+
+
+async def test_flood_of_questions_for_outcomes_holds_up_no_command(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
+) -> None:
+    """The resolver has connections of its own, and few wait for them."""
+    [sku_id] = await shop.stocked(0)
+    admin = await asyncpg.connect(cluster.superuser_dsn(cluster.primary.name), database="atelier")
+    async with open_writes(settings_of(cluster), has_chores=False) as service:
+        await service.submit(make_order(adjustment((sku_id, 1))))
+        async with admin.transaction():
+            await admin.execute("lock table atelier.command_key in access exclusive mode")
+            flood = [asyncio.create_task(service.resolve("nobody", f"key-{n}")) for n in range(500)]
+            await wait_until_blocked(admin, sessions=2)
+            # A command would stand before the same lock with its key: what it must get soon is a connection.
+            async with asyncio.timeout(2), UnitOfWork(service.gateway, service.deadline()) as uow:
+                await uow.execute(text("select 1"))
+        answers = await asyncio.gather(*flood, return_exceptions=True)
+    await admin.close()
+    refused = [answer for answer in answers if isinstance(answer, OverloadedError)]
+    assert 400 < len(refused) < 500
+    assert {answer.type.status for answer in answers if isinstance(answer, ProblemError)} == {404}
+
+
+async def test_full_gate_refuses_at_once_and_a_late_turn_is_none() -> None:
+    """One inside, one waits, the third is refused; who waited too long asks nothing, and leaves the place free."""
+    gate, release = Gate(1, waiting=1), asyncio.Event()
+
+    async def pass_through(within_s: float) -> str:
+        async with gate.enter(Deadline.after(within_s, time.monotonic)):
+            await release.wait()
+            return "asked"
+
+    inside = asyncio.create_task(pass_through(10))
+    late = asyncio.create_task(pass_through(0.05))
+    await asyncio.sleep(0)
+    with pytest.raises(OverloadedError):
+        await pass_through(10)
+    with pytest.raises(OverloadedError):
+        await late
+    release.set()
+    assert [await inside, await pass_through(10)] == ["asked", "asked"]
 
 
 async def test_command_of_many_lines_waits_behind_those_of_few(

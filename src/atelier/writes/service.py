@@ -1,6 +1,7 @@
 """The writing side as one thing: opens and closes its connections, queues and background work."""
 
 import random
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from atelier.writes.combine import Combiner, QueueLimits
 from atelier.writes.commands import AdjustStock, Command, CreateProduct, ReserveStock
 from atelier.writes.dispatch import Dispatcher
 from atelier.writes.envelope import Envelope, Receipt
+from atelier.writes.gate import Gate
 from atelier.writes.handlers import HANDLERS
 from atelier.writes.housekeeping import prune_changes, prune_keys, touch_keys
 from atelier.writes.inventory import INVENTORY_COMMANDS
@@ -26,8 +28,13 @@ from atelier.writes.primary import PrimaryGateway
 from atelier.writes.sweeper import sweep
 from atelier.writes.unit_of_work import UnitOfWork
 
-# Beside the lanes: the resolver, key look-ups, the sweeper and the housekeeping.
-_OTHER_CONNECTIONS = 4
+# What is asked beside the commands has connections of its own, and few wait for them. A key look-up is a millisecond
+# and remembered by who asked; an answer of the resolver may wait for the standbys.
+_LOOK_UPS, _RESOLVERS = 1, 2
+_LOOK_UPS_WAIT, _RESOLVERS_WAIT = 128, 64
+# The sweeper and the housekeeping.
+_CHORES = 2
+_MOST_KNOWN = 10_000
 
 _LOOKUP = text(LOOKUP_SQL.replace("$1", ":prefix"))
 
@@ -48,7 +55,7 @@ class WriteService:
         self.policy = policy
         self._settings = settings
         self._clock = clock
-        connections = policy.lanes + policy.catalogue_lanes + _OTHER_CONNECTIONS
+        connections = policy.lanes + policy.catalogue_lanes + 2 * _LOOK_UPS + _RESOLVERS + _CHORES
         self.gateway = PrimaryGateway(monitor, settings, connections=connections, clock=clock, quorum=policy.quorum)
         self.dispatcher = Dispatcher(self.gateway, HANDLERS, random=random)
         self._stock: Combiner[Envelope, Receipt] = Combiner(
@@ -63,6 +70,11 @@ class WriteService:
         )
         self._background = Background(self._chores())
         self._used_keys: set[int] = set()
+        # Prefixes cost nothing to make up. Those that were found before have a gate that made-up ones cannot fill.
+        self._known: OrderedDict[str, None] = OrderedDict()
+        self._known_gate = Gate(_LOOK_UPS, waiting=_LOOK_UPS_WAIT)
+        self._unknown_gate = Gate(_LOOK_UPS, waiting=_LOOK_UPS_WAIT)
+        self._resolver_gate = Gate(_RESOLVERS, waiting=_RESOLVERS_WAIT)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -95,18 +107,41 @@ class WriteService:
         return await queue.submit(order, order.deadline, is_bulk=is_bulk)
 
     async def resolve(self, owner: str, key: str) -> Receipt:
-        """What became of a command; see `Dispatcher.resolve`."""
-        return await self.dispatcher.resolve(owner, key, self.deadline())
+        """What became of a command; see `Dispatcher.resolve`.
+
+        Raises:
+            OverloadedError: too many ask that now.
+        """
+        deadline = self.deadline()
+        async with self._resolver_gate.enter(deadline):
+            return await self.dispatcher.resolve(owner, key, deadline)
 
     async def look_up_key(self, prefix: str) -> KeyRecord | None:
-        """Finds an API key on the primary."""
+        """Finds an API key on the primary.
+
+        Raises:
+            OverloadedError: too many keys are looked up now.
+            PrimaryUnavailableError: the primary could not be asked.
+        """
 
         async def look_up(deadline: Deadline) -> KeyRecord | None:
             async with UnitOfWork(self.gateway, deadline) as uow:
                 rows = await uow.execute(_LOOKUP, {"prefix": prefix})
             return KeyRecord(**{**rows[0]._asdict(), "scopes": frozenset(rows[0].scopes)}) if rows else None
 
-        return await self.gateway.try_until(self.deadline(), look_up)
+        deadline = self.deadline()
+        gate = self._known_gate if prefix in self._known else self._unknown_gate
+        async with gate.enter(deadline):
+            record = await self.gateway.try_until(deadline, look_up)
+        self._remember(prefix, is_known=record is not None)
+        return record
+
+    def _remember(self, prefix: str, *, is_known: bool) -> None:
+        self._known.pop(prefix, None)
+        if is_known:
+            self._known[prefix] = None
+        if len(self._known) > _MOST_KNOWN:
+            self._known.popitem(last=False)
 
     def _chores(self) -> list[Chore]:
         policy = self.policy
