@@ -418,6 +418,15 @@ def test_two_operators_do_not_work_at_the_same_time(folder: Path, monkeypatch: p
         cluster.start()
 
 
+def test_secrets_are_made_by_one_operator_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second first start would replace those that the cluster is just being made with."""
+    monkeypatch.setattr("atelier.embedded.opening._LOCK_S", 0.05)
+    folder.mkdir()
+    with hold_lock(folder / "lock", timeout_s=0), pytest.raises(BusyError):
+        open_fast(folder, 0)
+    assert [path.name for path in folder.iterdir()] == ["lock"]
+
+
 def test_unknown_node_is_refused_by_name(cluster: EmbeddedCluster) -> None:
     """And told which there are."""
     with pytest.raises(EmbeddedError, match="there is no node 'pg9'; there are pg1, pg2, pg3"):

@@ -8,7 +8,10 @@ from atelier.embedded.account import can_enter, choose_account, give
 from atelier.embedded.binaries import find_binaries, make_open_folder
 from atelier.embedded.errors import DataFolderError
 from atelier.embedded.layout import ClusterState, DataFolder
+from atelier.embedded.lock import hold_lock
 from atelier.embedded.node import Server
+
+_LOCK_S = 5.0
 
 Say = Callable[[str], None]
 
@@ -25,6 +28,9 @@ def make_server(
     account = choose_account(environ, owner_uid=_owner_of(folder))
     if create:
         folder.claim(mode=0o711 if account.switch else 0o700)
+        # Of two first starts at the same time, one would make the cluster with passwords that the other replaces.
+        with hold_lock(folder.lock, timeout_s=_LOCK_S):
+            folder.load_secrets()
     binaries = find_binaries(environ, account, reachable_root=reachable_root, say=say)
     return Server(folder, account, binaries, folder.load_secrets())
 
