@@ -11,10 +11,12 @@ Needs httpx (`pip install atelier[client]`). Nothing of the service is imported 
 """
 
 import asyncio
+import base64
 import random
 import secrets
+import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +28,13 @@ from atelier.errors import AtelierError, HistoryLostError, OutcomeUnknownError
 _IN_FLIGHT = "idempotency-in-flight"
 _HISTORY_LOST = "history-lost"
 _TOKEN = "Atelier-Token"  # noqa: S105  a header's name
+
+# Answers after which nothing was done for certain. Any other one, or none, leaves a command's outcome open.
+_NOTHING_DONE = frozenset({"overloaded", "too-many-requests", "primary-unavailable", "no-replica"})
+
+# How a token begins: version, flags, database system, timeline, position. Read only to tell the later of two.
+_LAYOUT = struct.Struct(">BBQIQ")
+_VERSION = 1
 
 
 class ClientTransport(httpx.AsyncHTTPTransport):
@@ -61,15 +70,19 @@ class RefusedError(AtelierError):
         super().__init__(f"{self.name}: {self.document.get('detail', response.reason_phrase)}")
 
 
+class BusyError(RefusedError):
+    """The service had no room for a request, or no primary, each time within the budget; nothing was done."""
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How long and how often a request is tried again.
 
     Attributes:
-        budget_s: for one request, all its tries together.
+        budget_s: for one request, all its tries and pauses together.
         first_pause_s: before the second try; it doubles up to `longest_pause_s`, and half of it is left to chance.
-        longest_pause_s: what the service asks for in `Retry-After` counts as far as this.
-        try_s: for one try.
+        longest_pause_s: what the service asks for in `Retry-After` counts as far as this; chance adds up to half.
+        try_s: for one try; the last one has what is left of the budget.
     """
 
     budget_s: float = 30.0
@@ -100,6 +113,7 @@ class AtelierClient:
     transport: httpx.AsyncBaseTransport | None = None
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     _http: httpx.AsyncClient | None = field(default=None, init=False, repr=False)
 
     async def __aenter__(self) -> Self:
@@ -108,7 +122,7 @@ class AtelierClient:
         self._http = httpx.AsyncClient(
             base_url=self.base_url,
             headers=headers,
-            timeout=self.retry.try_s,
+            timeout=None,  # noqa: S113  every try has one of its own, over all of its parts
             transport=self.transport or ClientTransport(),
         )
         return self
@@ -128,7 +142,7 @@ class AtelierClient:
             consistency: `eventual`, `bounded; max-lag-ms=N`, `causal` or `strong`; None for the service's default.
 
         Raises:
-            RefusedError: the service refused it.
+            RefusedError: the service refused it; `BusyError` when it had no room for it within the budget.
             HistoryLostError: something that this client saw may not have survived a failover.
             OutcomeUnknownError: no answer came within the budget (a read can simply be repeated).
         """
@@ -156,7 +170,7 @@ class AtelierClient:
             The answer; it was applied exactly once.
 
         Raises:
-            RefusedError: the service refused it; nothing was done.
+            RefusedError: the service refused it; nothing was done. `BusyError` when it had no room for it.
             OutcomeUnknownError: the budget ended first. Send it again with the key that the message names.
         """
         key = key or secrets.token_urlsafe(18)
@@ -178,40 +192,84 @@ class AtelierClient:
     async def _send(self, method: str, path: str, body: Any = None, *, headers: Mapping[str, str]) -> httpx.Response:
         """Tries until an answer is one to keep, or the budget is used up."""
         ends_at_s, pause_s = self.clock() + self.retry.budget_s, self.retry.first_pause_s
+        is_open = False
         while True:
-            response = await self._try(method, path, body, headers=headers)
+            sent = self.token if method == "GET" else None
+            request = self._build(method, path, body, headers if sent is None else {**headers, _TOKEN: sent})
+            response = await self._try(request, within_s=min(self.retry.try_s, ends_at_s - self.clock()))
             if response is not None and not _is_passing(response):
-                return self._keep(response)
-            pause_s = self._pause(pause_s, response)
-            if self.clock() + pause_s > ends_at_s:
-                reason = "no answer" if response is None else f"the service answered {response.status_code}"
-                raise OutcomeUnknownError(f"{reason} within {self.retry.budget_s:g} s")
-            await asyncio.sleep(pause_s)
+                return self._keep(response, sent)
+            is_open = is_open or response is None or RefusedError(response).name not in _NOTHING_DONE
+            wait_s = self._pause(pause_s, response)
+            if self.clock() + wait_s >= ends_at_s:
+                raise self._give_up(response, is_open=is_open)
+            await self.sleep(wait_s)
             pause_s = min(pause_s * 2, self.retry.longest_pause_s)
 
-    async def _try(self, method: str, path: str, body: Any, *, headers: Mapping[str, str]) -> httpx.Response | None:
-        """One try; None when the connection broke: what became of it, the next one tells."""
+    def _build(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> httpx.Request:
+        return self._opened.build_request(method, path, json=body, headers=headers)
+
+    @property
+    def _opened(self) -> httpx.AsyncClient:
         if self._http is None:
             raise RuntimeError("the client is not open")
-        token = {} if self.token is None or method != "GET" else {_TOKEN: self.token}
+        return self._http
+
+    async def _try(self, request: httpx.Request, *, within_s: float) -> httpx.Response | None:
+        """One try; None when no answer came: what became of it, the next one tells."""
         try:
-            return await self._http.request(method, path, json=body, headers={**headers, **token})
-        except httpx.TransportError:
+            async with asyncio.timeout(within_s):
+                return await self._opened.send(request)
+        except (httpx.TransportError, TimeoutError):
             return None
 
-    def _keep(self, response: httpx.Response) -> httpx.Response:
-        self.token = response.headers.get(_TOKEN, self.token)
+    def _keep(self, response: httpx.Response, sent: str | None) -> httpx.Response:
+        """Takes in an answer's token: requests overlap, and an answer may be older than one that came before it."""
+        given = response.headers.get(_TOKEN)
+        if given is not None:
+            # An answer contains the token that was sent, or says that its history is lost and gives another one.
+            self.token = given if self.token is None or self.token == sent else _later(self.token, given)
         if response.is_error:
             refused = RefusedError(response)
             raise HistoryLostError(str(refused)) if refused.name == _HISTORY_LOST else refused
         return response
 
     def _pause(self, pause_s: float, response: httpx.Response | None) -> float:
-        """How long to wait: with some chance in it, so that many clients do not come back together."""
-        asked_s = 0.0
-        if response is not None and response.headers.get("Retry-After", "").isdigit():
-            asked_s = min(float(response.headers["Retry-After"]), self.retry.longest_pause_s)
-        return max(asked_s, pause_s) * (0.5 + self.chance() / 2)
+        """How long to wait: with some chance in it, so that many clients do not come back together.
+
+        What the service asked for is waited for whole, so there chance only adds.
+        """
+        pause_s *= 0.5 + self.chance() / 2
+        if response is None or not response.headers.get("Retry-After", "").isdigit():
+            return pause_s
+        asked_s = min(float(response.headers["Retry-After"]), self.retry.longest_pause_s)
+        return max(pause_s, asked_s * (1 + self.chance() / 2))
+
+    def _give_up(self, response: httpx.Response | None, *, is_open: bool) -> AtelierError:
+        if response is not None and not is_open:
+            return BusyError(response)
+        reason = "no answer" if response is None else f"the service answered {response.status_code}"
+        return OutcomeUnknownError(f"{reason} within {self.retry.budget_s:g} s")
+
+
+def _later(known: str, given: str) -> str:
+    """The later of two tokens; the one that was given last where they cannot be compared.
+
+    A later position on an older timeline is of history that was lost. It is kept, so that the next read is told so.
+    """
+    known_at, given_at = _read_position(known), _read_position(given)
+    if known_at is None or given_at is None or known_at[0] != given_at[0]:
+        return given
+    return known if known_at > given_at else given
+
+
+def _read_position(token: str) -> tuple[int, int, int] | None:
+    """Database system, position and timeline; None when it is not laid out as here."""
+    try:
+        version, _, system_id, timeline, position = _LAYOUT.unpack_from(base64.urlsafe_b64decode(token + "=="))
+    except (ValueError, struct.error):
+        return None
+    return (system_id, position, timeline) if version == _VERSION else None
 
 
 def _is_passing(response: httpx.Response) -> bool:
