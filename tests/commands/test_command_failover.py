@@ -1,16 +1,20 @@
 """Commands over a cluster that the tests may break: a quorum that does not answer, a primary that is gone."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 import asyncpg
 import pytest
 
+from atelier.deadline import Deadline
 from atelier.embedded.cluster import EmbeddedCluster
 from atelier.errors import OutcomeUnknownError, OverloadedError, PrimaryUnavailableError
 from atelier.problems import ProblemError
 from atelier.writes.policy import WritePolicy
+from atelier.writes.primary import count_awaited
 from atelier.writes.service import WriteService
+from atelier.writes.verdict import Outcome
 from tests.commands.conftest import new_key
 from tests.commands.writing import ACTOR, adjustment, make_order, open_writes, settings_of
 from tests.support import role_dsn, running_cluster
@@ -28,13 +32,26 @@ def own(soak_round: int) -> Iterator[EmbeddedCluster]:
         yield cluster
 
 
-async def configure(cluster: EmbeddedCluster, standbys: str) -> None:
-    """Sets which standbys a commit waits for, on every node alike."""
+async def configure(cluster: EmbeddedCluster, standbys: str, durability: str = "on") -> None:
+    """Sets which standbys a commit waits for, and for what of them, on every node alike; new sessions have it then."""
     for node in cluster.nodes:
         admin = await asyncpg.connect(cluster.superuser_dsn(node))
         await admin.execute(f"alter system set synchronous_standby_names = '{standbys}'")
+        await admin.execute(f"alter system set synchronous_commit = '{durability}'")
         await admin.execute("select pg_reload_conf()")
+        wanted = [standbys, durability]
+        async with asyncio.timeout(10):
+            while await show(cluster, node) != wanted:
+                await asyncio.sleep(0.01)
         await admin.close()
+
+
+async def show(cluster: EmbeddedCluster, node: str) -> list[str]:
+    """What a new session on a node has."""
+    admin = await asyncpg.connect(cluster.superuser_dsn(node))
+    values = [await admin.fetchval(f"show synchronous_{name}") for name in ("standby_names", "commit")]
+    await admin.close()
+    return values
 
 
 async def make_sku(cluster: EmbeddedCluster) -> int:
@@ -71,9 +88,10 @@ async def test_commit_without_its_quorum_is_unknown_and_found_later(own: Embedde
         await service.submit(make_order(adjustment((sku_id, 1))))
         freeze(own)
         try:
-            with pytest.raises((OutcomeUnknownError, PrimaryUnavailableError)):
+            forget_the_standbys(service)
+            with pytest.raises(OutcomeUnknownError):
                 await service.submit(make_order(adjustment((sku_id, 1)), key=key, within_s=1.0))
-            with pytest.raises((ProblemError, PrimaryUnavailableError, OutcomeUnknownError)):
+            with pytest.raises(ProblemError, match="still running"):
                 await service.resolve(ACTOR.name, key)
         finally:
             thaw(own)
@@ -100,6 +118,40 @@ async def test_replayed_answer_waits_for_the_quorum_too(own: EmbeddedCluster) ->
         assert await settle(service, sku_id, key)
 
 
+async def test_resolved_outcome_waits_for_the_quorum_too(own: EmbeddedCluster) -> None:
+    """A row whose key nobody holds any more proves a local commit only. The control without a quorum tells at once."""
+    sku_id, key = await make_sku(own), new_key()
+    async with open_writes(settings_of(own), QUORUM) as service, open_writes(settings_of(own)) as control:
+        await service.submit(make_order(adjustment((sku_id, 1)), key=key))
+        await control.resolve(ACTOR.name, key)
+        freeze(own)
+        try:
+            found = await control.resolve(ACTOR.name, key)
+            assert (found.outcome.status, found.is_replay) == (200, True)
+            forget_the_standbys(service)
+            with pytest.raises(OutcomeUnknownError):
+                await service.dispatcher.resolve(ACTOR.name, key, Deadline.after(1.0, time.monotonic))
+        finally:
+            thaw(own)
+        async with asyncio.timeout(20):
+            while (again := await resolved(service, key)) is None:
+                await asyncio.sleep(0.05)
+        assert again == found.outcome
+
+
+async def resolved(service: WriteService, key: str) -> Outcome | None:
+    """An outcome, once the resolver tells it."""
+    try:
+        return (await service.resolve(ACTOR.name, key)).outcome
+    except (OutcomeUnknownError, OverloadedError, PrimaryUnavailableError, ProblemError):
+        return None
+
+
+def forget_the_standbys(service: WriteService) -> None:
+    """Makes a service ask the primary although it may know already that nobody could confirm a commit."""
+    service.gateway._can_commit = lambda snapshot: snapshot.primary is not None
+
+
 async def test_commit_whose_wait_for_the_quorum_was_cancelled_is_no_success(own: EmbeddedCluster) -> None:
     """The server reports success with no more than a WARNING: the commit is here, and perhaps nowhere else."""
     sku_id, key = await make_sku(own), new_key()
@@ -123,16 +175,52 @@ async def test_commit_whose_wait_for_the_quorum_was_cancelled_is_no_success(own:
     await admin.close()
 
 
-async def test_primary_that_waits_for_nobody_carries_no_quorum_commands(own: EmbeddedCluster) -> None:
+@pytest.mark.parametrize(
+    ("quorum", "standbys", "durability"),
+    [
+        (1, "", "on"),
+        (2, "ANY 1 (pg2, pg3)", "on"),
+        (2, "pg2, pg3", "on"),
+        (1, "ANY 1 (pg2, pg3)", "local"),
+        (1, "ANY 1 (pg2, pg3)", "remote_write"),
+    ],
+)
+async def test_primary_that_waits_for_too_few_or_too_little_carries_no_quorum_commands(
+    own: EmbeddedCluster, quorum: int, standbys: str, durability: str
+) -> None:
     """Checked on the connection, because a promoted node may have been set up otherwise."""
     sku_id = await make_sku(own)
-    await configure(own, "")
+    await configure(own, standbys, durability)
     try:
-        async with open_writes(settings_of(own), QUORUM) as service:
-            with pytest.raises(PrimaryUnavailableError):
-                await service.submit(make_order(adjustment((sku_id, 1)), within_s=1.0))
+        async with open_writes(settings_of(own), WritePolicy(quorum=quorum), has_chores=False) as service:
+            with pytest.raises(PrimaryUnavailableError, match=f"wait for {quorum} of its standbys"):
+                await service.submit(make_order(adjustment((sku_id, 1)), within_s=3.0))
     finally:
         await configure(own, "ANY 1 (pg2, pg3)")
+
+
+async def test_primary_that_waits_for_enough_carries_quorum_commands(own: EmbeddedCluster) -> None:
+    """The control: two of two, and until they have replayed it, is more than enough."""
+    sku_id = await make_sku(own)
+    await configure(own, "FIRST 2 (pg2, pg3)", "remote_apply")
+    try:
+        async with open_writes(settings_of(own), WritePolicy(quorum=2), has_chores=False) as service:
+            receipt = await service.submit(make_order(adjustment((sku_id, 1))))
+            assert receipt.outcome.status == 200
+    finally:
+        await configure(own, "ANY 1 (pg2, pg3)")
+
+
+@pytest.mark.parametrize(
+    ("names", "awaited"),
+    [
+        ("", 0), (" ", 0), ("*", 1), ("pg2, pg3", 1), ("FIRST 2 (pg2, pg3)", 2), ("any 3 (*)", 3), ("2 (pg2, pg3)", 2),
+        (" ANY  2( pg2,pg3 )", 2), ('ANY 1 ("pg-2","3 (x)")', 1), ('"2 (a)"', 1), ("first, any", 1),
+    ],
+)  # fmt: skip
+def test_standbys_that_a_commit_waits_for_are_read_from_the_setting(names: str, awaited: int) -> None:
+    """All forms that the server knows."""
+    assert count_awaited(names) == awaited
 
 
 async def test_commands_go_on_when_a_primary_that_was_read_only_takes_writes_again(own: EmbeddedCluster) -> None:

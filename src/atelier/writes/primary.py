@@ -1,6 +1,7 @@
 """Connections to the primary, whoever that is now: one engine per generation, found through the topology."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
@@ -31,7 +32,11 @@ _CHECK = """
 select pg_is_in_recovery() as in_recovery, current_setting('synchronous_commit') as durability,
        current_setting('synchronous_standby_names') as standbys
 """
-
+# Where standbys are waited for until they have flushed: `local` waits for none, `remote_write` for what the crash of
+# a machine loses.
+_WAITS_FOR_FLUSH = frozenset({"on", "remote_apply"})
+# https://www.postgresql.org/docs/18/runtime-config-replication.html#GUC-SYNCHRONOUS-STANDBY-NAMES
+_AWAITED = re.compile(r"\s*(?:(?:any|first)\s+)?(?P<standbys>[0-9]+)\s*\(", re.ASCII | re.IGNORECASE)
 
 Found = TypeVar("Found")
 DriverConnection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -228,8 +233,10 @@ class PrimaryGateway:
             raise ConnectionLostError("the node that was the primary is a standby now")
         if row["durability"] == "off":
             raise PrimaryUnavailableError("the primary acknowledges commits that a crash would lose")
-        if self.quorum and not row["standbys"]:
-            raise PrimaryUnavailableError("the primary is not set up to wait for its standbys")
+        if not self.quorum:
+            return
+        if row["durability"] not in _WAITS_FOR_FLUSH or count_awaited(row["standbys"]) < self.quorum:
+            raise PrimaryUnavailableError(f"the primary is not set up to wait for {self.quorum} of its standbys")
 
     def _dispose(self, current: _Engine) -> None:
         """Ends an engine: its idle connections are cut now, those in a transaction close when they are given back."""
@@ -242,6 +249,14 @@ class PrimaryGateway:
             if not connection.is_closed() and not connection.is_in_transaction():
                 connection.terminate()
         self.keep_until_done(asyncio.create_task(_dispose_quietly(current.engine)))
+
+
+def count_awaited(standby_names: str) -> int:
+    """How many standbys a commit waits for under `synchronous_standby_names`; a plain list asks for one."""
+    match = _AWAITED.match(standby_names)
+    if match is not None:
+        return int(match["standbys"])
+    return 1 if standby_names.strip() else 0
 
 
 async def _dispose_quietly(engine: AsyncEngine) -> None:
