@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
@@ -16,7 +17,7 @@ from atelier.writes.primary import count_awaited
 from atelier.writes.service import WriteService
 from atelier.writes.verdict import Outcome
 from tests.commands.conftest import new_key
-from tests.commands.writing import ACTOR, adjustment, make_order, open_writes, settings_of
+from tests.commands.writing import ACTOR, Proxy, adjustment, make_order, open_proxy, open_writes, settings_of
 from tests.support import role_dsn, running_cluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
@@ -269,15 +270,17 @@ async def list_sessions(cluster: EmbeddedCluster) -> set[int]:
 
 
 async def test_commands_go_on_after_a_failover_without_a_restart(own: EmbeddedCluster) -> None:
-    """The primary is killed under load and a standby promoted: every key has one effect, found or applied anew."""
+    """The primary is killed in the middle of commits and a standby promoted: every key has one effect."""
     await configure(own, "ANY 1 (*)")
     sku_id = await make_sku(own)
     keys = [new_key() for _ in range(60)]
-    async with open_writes(settings_of(own), QUORUM) as service:
+    async with open_behind_proxy(own) as (proxy, service):
         await service.submit(make_order(adjustment((sku_id, 1))))
+        proxy.on_commit, before = lambda: "hold", proxy.commits
         sending = [asyncio.create_task(settle(service, sku_id, key)) for key in keys[:30]]
-        await asyncio.sleep(0)
+        await until(lambda: proxy.commits > before)
         await asyncio.to_thread(own.kill, "pg1")
+        proxy.cut_all()
         await asyncio.to_thread(own.promote, "pg2")
         await asyncio.gather(*sending)
         await asyncio.gather(*(settle(service, sku_id, key) for key in keys[30:]))
@@ -289,6 +292,99 @@ async def test_commands_go_on_after_a_failover_without_a_restart(own: EmbeddedCl
     assert {row["command_key"] for row in rows} >= set(keys)
     assert await connection.fetchval("select on_hand from stock where sku_id = $1", sku_id) == 61
     await connection.close()
+
+
+@pytest.mark.parametrize("has_reached_a_standby", [True, False])
+async def test_command_whose_commit_a_failover_interrupts_is_settled_in_the_same_call(
+    fresh: EmbeddedCluster, *, has_reached_a_standby: bool
+) -> None:
+    """It was waiting for its answer when the primary died: found on the new one, or done there. Once, and no replay."""
+    sku_id, key = await make_sku(fresh), new_key()
+    async with open_behind_proxy(fresh) as (proxy, service):
+        await service.submit(make_order(adjustment((sku_id, 1))))
+        forget_the_standbys(service)
+        if not has_reached_a_standby:
+            await asyncio.to_thread(stop_standbys, fresh)
+        proxy.on_commit = lambda: "hold"
+        order = make_order(adjustment((sku_id, 10)), key=key, within_s=100.0)
+        submitting = asyncio.create_task(service.submit(order))
+        if has_reached_a_standby:
+            await until_async(lambda: count_movements(fresh, "pg2", key), 1)
+        else:
+            await until_async(lambda: count_waiting_commits(fresh), 1)
+        assert not submitting.done()
+        await asyncio.to_thread(fresh.kill, "pg1")
+        proxy.cut_all()
+        if not has_reached_a_standby:
+            await asyncio.to_thread(start_standbys, fresh)
+        assert await count_movements(fresh, "pg2", key) == int(has_reached_a_standby)
+        await asyncio.to_thread(fresh.promote, "pg2")
+        receipt = await submitting
+    assert (receipt.outcome.status, receipt.is_replay) == (200, False)
+    assert order.notes["attempts"] > 1
+    assert await count_movements(fresh, "pg2", key) == 1
+    assert b'"on_hand":11' in receipt.outcome.body
+
+
+@pytest.fixture
+def fresh() -> Iterator[EmbeddedCluster]:
+    """A cluster of the test's own, whose primary waits for any one of its standbys, whoever that is."""
+    with running_cluster() as cluster:
+        asyncio.run(configure(cluster, "ANY 1 (*)"))
+        yield cluster
+
+
+@asynccontextmanager
+async def open_behind_proxy(cluster: EmbeddedCluster) -> AsyncIterator[tuple[Proxy, WriteService]]:
+    """The writing side, which reaches the first primary through a proxy; every COMMIT is some command's."""
+    async with open_proxy(cluster.primary.port) as proxy:
+        ports = {name: node.port for name, node in cluster.nodes.items()} | {cluster.primary.name: proxy.port}
+        nodes = ",".join(f"{name}=127.0.0.1:{port}" for name, port in ports.items())
+        async with open_writes(settings_of(cluster, ATELIER_NODES=nodes), QUORUM, has_chores=False) as service:
+            yield proxy, service
+
+
+def stop_standbys(cluster: EmbeddedCluster) -> None:
+    """Nothing that is committed from now on is anywhere but on the primary."""
+    for name in ("pg2", "pg3"):
+        cluster.stop_node(name)
+
+
+def start_standbys(cluster: EmbeddedCluster) -> None:
+    """They come back without a primary."""
+    for name in ("pg2", "pg3"):
+        cluster.start_node(name)
+
+
+async def count_movements(cluster: EmbeddedCluster, node: str, key: str) -> int:
+    """The effects of a command that a node shows."""
+    connection = await asyncpg.connect(role_dsn(cluster, "reader", node=node))
+    count = await connection.fetchval("select count(*) from stock_movement where command_key = $1", key)
+    await connection.close()
+    return count
+
+
+async def count_waiting_commits(cluster: EmbeddedCluster) -> int:
+    """The commits of the writing side that are on the primary's disk and wait for a standby."""
+    admin = await asyncpg.connect(cluster.superuser_dsn("pg1"))
+    waiting = "wait_event = 'SyncRep' and application_name = 'atelier-writes'"
+    count = await admin.fetchval(f"select count(*) from pg_stat_activity where {waiting}")
+    await admin.close()
+    return count
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits until something came true."""
+    async with asyncio.timeout(15):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def until_async(count: Callable[[], Awaitable[int]], wanted: int) -> None:
+    """Waits until something counts so many."""
+    async with asyncio.timeout(15):
+        while await count() != wanted:
+            await asyncio.sleep(0.01)
 
 
 def freeze(cluster: EmbeddedCluster) -> None:
