@@ -6,26 +6,20 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi import checks
 
 from atelier.documentation.openapi import build_document
 from atelier.writes.endpoints import ENDPOINTS
 from tests.commands.conftest import new_key, product, style
+from tests.fixtures.fuzzing import BOUNDS, draw_seed
 from tests.support import Service
 
 pytestmark = pytest.mark.cluster
 
-BOUNDS = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
 CHECKS = [checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance]
-# An endless answer is for the feed's own tests.
+# No command follows from the feed, and its answer does not end.
 SCHEMA = schemathesis.openapi.from_dict(json.loads(json.dumps(build_document()))).exclude(path="/changes")
 COMMANDS = {f"{endpoint.method} {endpoint.path}": SCHEMA[endpoint.path][endpoint.method] for endpoint in ENDPOINTS}
 # What shows the ids of parts that no command's answer names.
@@ -147,7 +141,7 @@ def test_every_command_works_amid_any_others(service: Service) -> None:
     """Each after any other, about what those before have made: never a 500, and every one succeeds somewhere."""
     seen: Seen = set()
 
-    @settings(BOUNDS, max_examples=3, derandomize=False)
+    @settings(BOUNDS, max_examples=3)
     @given(data=st.data(), labels=st.permutations(LABELS))
     def run(data: st.DataObject, labels: list[str]) -> None:
         sequence = Sequence(service, data, seen)
@@ -164,9 +158,10 @@ def test_every_command_works_amid_any_others(service: Service) -> None:
 
 @pytest.mark.slow
 def test_no_sequence_that_the_document_suggests_makes_the_service_fail(service: Service) -> None:
-    """By the links that schemathesis itself sees between the operations."""
+    """By the links that schemathesis itself sees between the operations; others in every run."""
     seen: Seen = set()
 
+    @seed(draw_seed())
     class Sequences(SCHEMA.as_state_machine()):
         def call(self, case: schemathesis.Case, **_: object) -> Any:
             return call(service, case, seen)

@@ -32,7 +32,8 @@ class Reply:
 def ask(url: str, target: bytes | str, method: str = "GET", *, body: bytes | None = None, **headers: str) -> Reply:
     """Sends one request; `If_None_Match="..."` and the like are headers."""
     raw = target.encode("latin-1") if isinstance(target, str) else target
-    lines = [f"{method} ".encode() + raw + b" HTTP/1.1", b"Host: shop.example", b"Connection: close"]
+    lines = [f"{method} ".encode() + raw + b" HTTP/1.1", b"Connection: close"]
+    headers = {"Host": "shop.example"} | headers
     lines += [f"{name.replace('_', '-')}: {value}".encode("latin-1") for name, value in headers.items()]
     if body is not None:
         lines.append(b"Content-Length: %d" % len(body))

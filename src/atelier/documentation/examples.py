@@ -62,6 +62,13 @@ NODE: Json = {
     "ejected_until": None,
     "reason": None,
 }
+DOCUMENT: Json = {"openapi": "3.1.0", "info": {"title": "atelier", "version": "1.0.0"}, "paths": {}}
+PAGE = '<!doctype html>\n<html lang="en">\n<head><title>atelier</title></head>\n<body></body>\n</html>\n'
+ASSET = "a { color: #0b5394; }\n"
+OTHER_ASSETS = {"text/javascript": 'SwaggerUIBundle({url: "/openapi.json"});', "image/png": "the bytes of the picture"}
+METRICS = """# TYPE atelier_node_lag_seconds gauge
+atelier_node_lag_seconds{node="pg2"} 0.012
+"""
 CHANGE = """id: b3V0Ym94OjE3
 event: product
 data: {"product_id":1,"kind":"updated","version":8,"token":"AQAAAA"}

@@ -1,5 +1,8 @@
 """The OpenAPI 3.1 document, whole: every operation of both sides, whatever the role of the process."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
 import msgspec
 
 from atelier import __version__
@@ -11,7 +14,9 @@ from atelier.documentation.writing import list_writing
 
 _ABOUT = """Reads come from replicas, commands go to the primary. Every answer carries `Atelier-Token`; sent back, the
 next answer contains everything that this one has seen. `HEAD` works wherever `GET` does. Errors are
-`application/problem+json` (RFC 9457); `/problems/` explains each of them."""
+`application/problem+json` (RFC 9457); `/problems/` explains each of them. An address answers any other method with
+`405`, and names those it takes in `Allow`. A process that serves one side alone has none of the other's operations:
+`405` where the address is one of both sides, else `404`; a proxy in front of the two keeps that from clients."""
 
 _SCHEMES: Json = {
     "apiKey": {"type": "http", "scheme": "bearer", "description": "An API key, with the scope that the command needs."}
@@ -21,7 +26,24 @@ _LICENCE = {"name": "MIT", "identifier": "MIT"}
 
 def list_operations() -> tuple[Operation, ...]:
     """Every operation, reading first."""
-    return (*list_reading(), *list_writing()[0], *list_operating())
+    reading, writing = list_reading(), list_writing()[0]
+    return (*_note_other_side(reading, writing), *_note_other_side(writing, reading), *list_operating())
+
+
+def _note_other_side(operations: Sequence[Operation], others: Sequence[Operation]) -> Iterator[Operation]:
+    """Notes where a process of the other side alone has the address, too, and does not take the method."""
+    for operation in operations:
+        if any(_covers(other.path, operation.path) for other in others):
+            yield replace(operation, problems=(*operation.problems, "method-not-allowed"))
+        else:
+            yield operation
+
+
+def _covers(template: str, path: str) -> bool:
+    parts, others = template.split("/"), path.split("/")
+    if len(parts) != len(others):
+        return False
+    return all(part.startswith("{") or part == other for part, other in zip(parts, others, strict=True))
 
 
 def operations_of() -> list[tuple[str, str]]:

@@ -8,15 +8,26 @@ from atelier.telemetry import METRICS_MEDIA_TYPE
 
 _STATUS = {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]}
 _TEXT = {"type": "string"}
-_KEYED = ("unauthorized",)
+# What looking a key up can end in.
+_KEYED = ("unauthorized", "no-replica")
+_PROMETHEUS = METRICS_MEDIA_TYPE.split(";")[0]
+_TAGGED = ("ETag", "Cache-Control")
 
 
 def _page(
     path: str, name: str, summary: str, media_type: str = "text/html", *parameters: str, as_json: object = None
 ) -> Operation:
     missing = ("not-found",) if parameters else ()
-    answer = Success(200, summary, _TEXT, headers=("ETag", "Cache-Control"), media_type=media_type, as_json=as_json)
-    return Operation("GET", path, name, "Documentation", summary, (answer,), parameters=parameters, problems=missing)
+    headers = ("ETag", "Cache-Control", *(("Vary",) if as_json is not None else ()))
+    answer = Success(200, summary, _TEXT, x.PAGE, headers, media_type, as_json)
+    return Operation(
+        "GET", path, name, "Documentation", summary, (answer, _unchanged(headers)),
+        parameters=(*parameters, "If-None-Match"), problems=missing,
+    )  # fmt: skip
+
+
+def _unchanged(headers: tuple[str, ...]) -> Success:
+    return Success(304, "It has not changed: no body.", headers=headers)
 
 
 def _operate(
@@ -39,19 +50,25 @@ def list_operating() -> tuple[Operation, ...]:
         ),
         _operate(
             "/cluster", "cluster", "Every database node, as this process sees it",
-            Success(200, "The nodes.", ref("Cluster"), {"nodes": [x.NODE]}), _KEYED, about=keyed,
+            Success(200, "The nodes.", ref("Cluster"), {"nodes": [x.NODE]}, ("Cache-Control",)), _KEYED, about=keyed,
         ),
         _operate(
             "/metrics", "metrics", "Metrics for Prometheus",
-            Success(200, "The metrics of this process.", _TEXT, media_type=METRICS_MEDIA_TYPE.split(";")[0]),
+            Success(200, "The metrics of this process.", _TEXT, x.METRICS, ("Cache-Control",), _PROMETHEUS),
             _KEYED, about=keyed,
         ),
         Operation(
             "GET", "/openapi.json", "openapi", "Documentation", "This document",
-            (Success(200, "OpenAPI 3.1.", {"type": "object"}),),
+            (Success(200, "OpenAPI 3.1.", {"type": "object"}, x.DOCUMENT, _TAGGED), _unchanged(_TAGGED)),
+            parameters=("If-None-Match",),
         ),
         _page("/docs", "docs", "This document as a page to try things on"),
-        _page("/docs/assets/{asset}", "docs_asset", "A file of that page", "application/octet-stream", "asset"),
+        Operation(
+            "GET", "/docs/assets/{asset}", "docs_asset", "Documentation", "A file of that page",
+            (Success(200, "The file.", _TEXT, x.ASSET, _TAGGED, "text/css", other_types=x.OTHER_ASSETS),
+             _unchanged(_TAGGED)),
+            parameters=("asset", "If-None-Match"), problems=("not-found",),
+        ),
         _page("/problems/", "problems", "Every kind of problem", as_json=[describe_problem("not-found")]),
         _page(
             "/problems/{problem}", "problem", "One kind of problem, explained", "text/html", "problem",

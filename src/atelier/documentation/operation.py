@@ -1,7 +1,7 @@
 """One operation of the OpenAPI document: how it is noted down here, and the JSON that comes of it. Pure."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from atelier.problems import MEDIA_TYPE, TYPES
@@ -9,6 +9,8 @@ from atelier.problems import MEDIA_TYPE, TYPES
 Json = dict[str, Any]
 
 JSON_TYPE = "application/json"
+# Whatever the address: the server takes a malformed head for a request, the framework refuses it.
+_EVERYWHERE = ("invalid-request",)
 REQUEST_ID = "X-Request-Id"
 
 
@@ -24,6 +26,7 @@ class Success:
         headers: names of `components.headers` that it carries.
         media_type: of the body.
         as_json: an example of the same as JSON, where the body comes in two forms.
+        other_types: the other media types that a body may have, with an example of each.
     """
 
     status: int
@@ -33,6 +36,7 @@ class Success:
     headers: tuple[str, ...] = ()
     media_type: str = JSON_TYPE
     as_json: Any = None
+    other_types: Mapping[str, Any] = field(default_factory=dict)
 
     def document(self) -> Json:
         """As OpenAPI has it."""
@@ -44,6 +48,8 @@ class Success:
             answer["content"] = {self.media_type: content}
         if self.as_json is not None:
             answer["content"][JSON_TYPE] = {"schema": {}, "example": self.as_json}
+        for media_type, example in self.other_types.items():
+            answer["content"][media_type] = {"schema": {}, "example": example}
         return answer
 
 
@@ -111,14 +117,14 @@ class Operation:
     def refusals(self) -> dict[str, str]:
         """The name in `components.responses` of its refusals, by status; several problems may share a status."""
         by_status: dict[int, list[str]] = {}
-        for name in sorted(set(self.problems)):
+        for name in sorted({*self.problems, *_EVERYWHERE}):
             by_status.setdefault(TYPES[name].status, []).append(name)
         return {str(status): ".".join(by_status[status]) for status in sorted(by_status)}
 
 
 def describe_refusal(names: list[str]) -> Json:
     """The answer that any of some problems of one status is."""
-    headers = sorted({header for name in names for header in _PROBLEM_HEADERS.get(name, ())})
+    headers = sorted({*_ON_REFUSALS, *(header for name in names for header in _PROBLEM_HEADERS.get(name, ()))})
     return {
         "description": "; ".join(f"`{name}`: {TYPES[name].title}" for name in names),
         "headers": _headers(headers),
@@ -131,18 +137,20 @@ def describe_refusal(names: list[str]) -> Json:
     }
 
 
-_PROBLEM_HEADERS = {
+# The token: of every answer to a command, and of what tells a client that its own is lost.
+_ON_REFUSALS = ("Cache-Control", "Atelier-Token", "Set-Cookie")
+# What an answer from the database carries, be it that there is nothing, and what the stored one of a command does.
+_SEEN = ("Atelier-Token", "Set-Cookie", "Atelier-Served-By", "Atelier-Lag-Ms", "Server-Timing", "Vary")
+_RATE = ("RateLimit", "RateLimit-Policy")
+_STORED = ("Atelier-Token", "Set-Cookie", "Idempotency-Replayed", *_RATE)
+_PROBLEM_HEADERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys((name for name, kind in TYPES.items() if kind.status in (409, 412)), _STORED),
     "unauthorized": ("WWW-Authenticate",),
-    "history-lost": ("Atelier-Token",),
+    "method-not-allowed": ("Allow",),
+    "not-found": (*_SEEN, *_STORED),
+    "too-many-requests": ("Retry-After", *_RATE),
     **dict.fromkeys(
-        (
-            "idempotency-in-flight",
-            "too-many-requests",
-            "overloaded",
-            "no-replica",
-            "primary-unavailable",
-            "outcome-unknown",
-        ),
+        ("idempotency-in-flight", "overloaded", "no-replica", "primary-unavailable", "outcome-unknown"),
         ("Retry-After",),
     ),
 }

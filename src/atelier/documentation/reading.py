@@ -4,13 +4,14 @@ from atelier.documentation import examples as x
 from atelier.documentation.components import ref, several
 from atelier.documentation.operation import Operation, Success
 
-CONSISTENCY = ("Atelier-Token", "Atelier-Consistency", "Atelier-Wait-Ms")
+CONSISTENCY = ("Atelier-Token", "atelier_token", "Atelier-Consistency", "Atelier-Wait-Ms")
 ANSWER_HEADERS = (
-    "ETag", "Cache-Control", "Atelier-Token", "Atelier-Served-By", "Atelier-Lag-Ms", "Server-Timing"
+    "ETag", "Cache-Control", "Vary", "Atelier-Token", "Atelier-Served-By", "Atelier-Lag-Ms", "Server-Timing",
+    "Set-Cookie",
 )  # fmt: skip
 PROBLEMS = ("invalid-request", "invalid-token", "history-lost", "no-replica", "primary-unavailable")
-KEY_PROBLEMS = ("unauthorized", "too-many-requests")
-_UNCHANGED = Success(304, "It has not changed: no body.", headers=ANSWER_HEADERS)
+KEY_PROBLEMS = ("unauthorized",)
+_UNCHANGED = Success(304, "It has not changed: no body.", headers=(*ANSWER_HEADERS, "Link"))
 
 _TAGS = {"": "Storefront", "_live": "Storefront, live dialect"}
 _LIVE = "/api/fec2/{campus}"
@@ -88,7 +89,7 @@ def list_reading() -> tuple[Operation, ...]:
         ),
         _read(
             "/inventory/{sku_id}/movements", "list_movements", "The ledger of one SKU", movements,
-            parameters=("sku_id", "movements_after", "count"), tag="Inventory", needs_key=True,
+            parameters=("sku_id", "movements_after", "movements_count"), tag="Inventory", needs_key=True,
         ),
         _read(
             "/reservations/{reservation_id}", "get_reservation", "One reservation", reservation,
@@ -112,7 +113,7 @@ def _changes() -> Operation:
         (success,),
         parameters=("changes_after", "Last-Event-ID"),
         problems=(
-            "invalid-request",
+            "invalid-token",
             "history-lost",
             "cursor-expired",
             "overloaded",

@@ -10,7 +10,9 @@ from atelier.documentation.components import ref, several
 from atelier.documentation.operation import JSON_TYPE, Body, Json, Operation, Success
 from atelier.writes.endpoints import ENDPOINTS, Endpoint
 
-_RECEIPT = ("Atelier-Token", "Idempotency-Replayed", "Cache-Control")
+_RATE = ("RateLimit", "RateLimit-Policy")
+_RECEIPT = ("Atelier-Token", "Set-Cookie", "Idempotency-Replayed", "Cache-Control", *_RATE)
+_FOUND = ("Atelier-Token", "Set-Cookie", "Cache-Control", *_RATE)
 _ALWAYS = (
     "invalid-request",
     "unauthorized",
@@ -144,7 +146,7 @@ def _resolver() -> Operation:
         "resolve_command",
         "Commands",
         "What became of a command",
-        (Success(200, "It was recorded.", ref("Recorded"), example, ("Atelier-Token", "Cache-Control"), JSON_TYPE),),
+        (Success(200, "It was recorded.", ref("Recorded"), example, _FOUND, JSON_TYPE),),
         parameters=("key",),
         problems=(
             "invalid-request", "unauthorized", "not-found", "idempotency-in-flight", "too-many-requests",
