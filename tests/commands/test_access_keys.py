@@ -1,17 +1,26 @@
 """API keys over real HTTP: who may do what, and for how long."""
 
 import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import httpx
 import pytest
 
-from atelier.access.keys import KeyRefusedError, create_key, list_keys, revoke_key
+from atelier.access.keys import KeyRefusedError, create_key, digest, list_keys, revoke_key
+from atelier.access.verify import KeyRecord, KeyVerifier
 from atelier.documentation.openapi import list_operations
+from atelier.embedded.cluster import EmbeddedCluster
+from atelier.errors import PrimaryUnavailableError
+from atelier.problems import ProblemError
 from atelier.writes.endpoints import ENDPOINTS
-from tests.commands.conftest import Shop, new_key
-from tests.support import Service
+from tests.commands.conftest import Shop, new_key, serving
+from tests.commands.writing import ACTOR, open_writes, settings_of
+from tests.support import Service, make_key, plain_environment, role_dsn
 
 pytestmark = pytest.mark.anyio
 
@@ -118,11 +127,115 @@ async def test_unusable_key_is_refused_with_a_reason(
         await create_key(database, name=name, scopes=scopes)
 
 
-async def test_use_of_a_key_is_noted(shop: Shop, database: asyncpg.Connection) -> None:
-    """To the minute, some seconds later."""
+@pytest.mark.parametrize("use", ["command", "resolver"])
+async def test_use_of_a_key_is_noted(shop: Shop, database: asyncpg.Connection, use: str) -> None:
+    """To the minute, some seconds later; also of one that asks for outcomes and never sends a command."""
     name = new_key()
-    key = await create_key(database, name=name, scopes=["admin"])
-    await shop.adjust(2**62, 1, Authorization=f"Bearer {key}")
+    headers = {"Authorization": f"Bearer {await create_key(database, name=name, scopes=['admin'])}"}
+    answer = await (
+        shop.adjust(2**62, 1, **headers) if use == "command" else shop.http.get("/commands/any", headers=headers)
+    )
+    assert answer.status_code == 404
     async with asyncio.timeout(15):
         while not await database.fetchval("select last_used_at from api_key where name = $1", name):
             await asyncio.sleep(0.1)
+
+
+async def test_use_that_could_not_be_noted_is_noted_in_the_next_round(
+    cluster: EmbeddedCluster, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The primary is away for a moment; nobody would know later that the key is in use."""
+    name = new_key()
+    await create_key(database, name=name, scopes=["admin"])
+    key_id = await database.fetchval("select key_id from api_key where name = $1", name)
+
+    async def fail(*_: object, **__: object) -> None:
+        raise PrimaryUnavailableError
+
+    async with open_writes(settings_of(cluster), has_chores=False) as writes:
+        writes.note_use(replace(ACTOR, key_id=key_id))
+        with monkeypatch.context() as away:
+            away.setattr("atelier.writes.service.touch_keys", fail)
+            with pytest.raises(PrimaryUnavailableError):
+                await writes._note_key_use()
+        await writes._note_key_use()
+    assert await database.fetchval("select last_used_at from api_key where key_id = $1", key_id)
+
+
+async def test_key_ends_at_its_time_also_while_it_is_remembered() -> None:
+    """The database is asked once; the clock on the wall decides."""
+    ends_at = datetime(2030, 1, 1, tzinfo=UTC)
+    text = f"atl_{'a' * 8}_{'x' * 43}"
+    asked: list[str] = []
+    now = [ends_at - timedelta(milliseconds=1)]
+
+    async def look_up(prefix: str) -> KeyRecord:
+        asked.append(prefix)
+        return KeyRecord(1, "till", prefix, digest(text), frozenset({"admin"}), ends_at, revoked=False)
+
+    verifier = KeyVerifier(look_up, clock=lambda: 0.0, now=lambda: now[0])
+    assert (await verifier.verify(f"Bearer {text}")).name == "till"
+    now[0] = ends_at
+    with pytest.raises(ProblemError, match="valid key"):
+        await verifier.verify(f"Bearer {text}")
+    assert asked == ["a" * 8]
+
+
+def run_key(cluster: EmbeddedCluster, *words: str) -> str:
+    """`atelier key`, as an operator runs it."""
+    command = [sys.executable, "-P", "-m", "atelier.cli.main", "key", *words]
+    environ = plain_environment() | cluster.environment() | {"COLUMNS": "200"}
+    told = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert told.returncode == 0, told.stderr
+    return told.stdout
+
+
+async def test_operator_makes_a_key_that_ends_by_itself(
+    shop: Shop, cluster: EmbeddedCluster, database: asyncpg.Connection
+) -> None:
+    """After half a day; the list tells when it ends, and that it has."""
+    name = new_key()
+    words = ("create", "--name", name, "--scope", "admin", "--expires-in", "0.5")
+    key = (await asyncio.to_thread(run_key, cluster, *words)).strip()
+    ends_at = await database.fetchval("select expires_at from api_key where name = $1", name)
+    assert timedelta(hours=11.9) < ends_at - datetime.now(UTC) <= timedelta(hours=12)
+    headers = {"Authorization": f"Bearer {key}"}
+    assert (await shop.adjust(2**62, 1, **headers)).status_code == 404
+
+    async def listed() -> str:
+        lines = (await asyncio.to_thread(run_key, cluster, "list")).splitlines()
+        return next(line for line in lines if name in line)
+
+    line = await listed()
+    assert f"{ends_at:%Y-%m-%d %H:%M}" in line
+    assert "valid" in line
+    await database.execute("update api_key set expires_at = clock_timestamp() where name = $1", name)
+    assert "expired" in await listed()
+    async with asyncio.timeout(5):
+        while (await shop.adjust(2**62, 1, **headers)).status_code != 401:
+            pass
+
+
+@pytest.mark.soak
+async def test_revoked_key_is_refused_by_reads_within_a_second_while_no_replica_replays(
+    make_cluster: Callable[..., EmbeddedCluster],
+) -> None:
+    """No replica will ever learn of it, so once they are behind the primary is asked."""
+    cluster = await asyncio.to_thread(make_cluster)
+    async with serving(cluster) as service:
+        key = await make_key(cluster, name=new_key())
+        headers = {"Authorization": f"Bearer {key}"}
+        database = await asyncpg.connect(role_dsn(cluster, "writer"))
+        async with httpx.AsyncClient(base_url=service.url, headers=headers, timeout=30) as http:
+            replicas = {name for name in cluster.nodes if name != cluster.primary.name}
+            asked: set[str] = set()
+            async with asyncio.timeout(15):
+                while asked != replicas:
+                    asked.add((await http.get("/inventory/1")).headers["Atelier-Served-By"])
+            for name in sorted(replicas):
+                await asyncio.to_thread(cluster.pause_replay, name)
+            await revoke_key(database, key.split("_")[1])
+            revoked_at_s = asyncio.get_running_loop().time()
+            while (await http.get("/inventory/1")).status_code != 401:
+                assert asyncio.get_running_loop().time() - revoked_at_s < 1.0
+        await database.close()

@@ -46,6 +46,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str, code: int) ->
         (["cluster", "delay-apply", "pg2", "soon"], "is not a valid integer"),
         (["key", "create", "--name", "x"], "Missing option"),
         (["key", "create", "--name", "x", "--scope", "everything"], "is not one of"),
+        (["key", "create", "--name", "x", "--scope", "admin", "--expires-in", "0"], "not in the range"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -48,7 +48,8 @@ class KeySummary:
         created_at: when it was made.
         expires_at: when it ends by itself; None for never.
         revoked_at: when it was revoked; None while it is valid.
-        last_used_at: to the minute; None when it has never been used for a command.
+        last_used_at: to the minute, for a command or to ask what became of one; None when never. Reads, which
+            replicas answer, are not noted.
     """
 
     key_id: int
@@ -59,6 +60,12 @@ class KeySummary:
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+
+    def state_at(self, now: datetime) -> str:
+        """`valid`, `expired` or `revoked`."""
+        if self.revoked_at is not None:
+            return "revoked"
+        return "valid" if self.expires_at is None or now < self.expires_at else "expired"
 
 
 async def create_key(

@@ -115,6 +115,7 @@ def _make_resolver(writes: Writes) -> HTTPRouteHandler:
     async def resolve(request: Request[Any, Any, Any]) -> Response[bytes]:
         actor, headers = await _admit(writes, headers_of(request.scope))
         key = check_key(request.path_params["key"], required=True)
+        writes.service.note_use(actor)
         receipt = await writes.service.resolve(actor.name, key or "")
         body = msgspec.json.encode({
             "status": receipt.outcome.status,

@@ -10,7 +10,7 @@ from typing import Self
 from sqlalchemy import text
 
 from atelier.access.sealer import seal_entries
-from atelier.access.verify import LOOKUP_SQL, KeyRecord
+from atelier.access.verify import LOOKUP_SQL, Actor, KeyRecord
 from atelier.deadline import Clock, Deadline
 from atelier.settings import Settings
 from atelier.topology.monitor import TopologyMonitor
@@ -101,7 +101,7 @@ class WriteService:
         Raises:
             AtelierError: it was refused without a verdict: overloaded, no primary, outcome unknown, key in use.
         """
-        self._used_keys.add(order.actor.key_id)
+        self.note_use(order.actor)
         is_bulk = weigh(order.command) >= self.policy.bulk_weight
         queue = self._stock if type(order.command) in INVENTORY_COMMANDS else self._catalogue
         return await queue.submit(order, order.deadline, is_bulk=is_bulk)
@@ -115,6 +115,10 @@ class WriteService:
         deadline = self.deadline()
         async with self._resolver_gate.enter(deadline):
             return await self.dispatcher.resolve(owner, key, deadline)
+
+    def note_use(self, actor: Actor) -> None:
+        """Leaves it to the background work to note that an API key was used."""
+        self._used_keys.add(actor.key_id)
 
     async def look_up_key(self, prefix: str) -> KeyRecord | None:
         """Finds an API key on the primary.
@@ -171,7 +175,11 @@ class WriteService:
 
     async def _note_key_use(self) -> None:
         used, self._used_keys = self._used_keys, set()
-        await touch_keys(self.gateway, self.deadline(), key_ids=used)
+        try:
+            await touch_keys(self.gateway, self.deadline(), key_ids=used)
+        except BaseException:
+            self._used_keys |= used  # for the next round: a failover is no reason to forget them
+            raise
 
 
 def weigh(command: Command) -> int:
