@@ -78,8 +78,6 @@ class PoolLimits:
     """Per node. More only queue inside PostgreSQL: 8 busy connections saturate two cores."""
     primary_reads: int = 4
     """Reads that fell back to the primary; they never take the commands' connections."""
-    primary_writes: int = 8
-    """Commands. A connection is held for one transaction."""
     waiting_replica: int = 1_000
     """Reads that wait for a replica's connection; the next ones try another node. At 5,000 a second this is 0.2 s."""
     waiting_primary: int = 32
@@ -236,7 +234,6 @@ class Settings:
             pools=PoolLimits(
                 replica=source.number("ATELIER_REPLICA_CONNECTIONS", 8, 1, 200),
                 primary_reads=source.number("ATELIER_PRIMARY_READ_CONNECTIONS", 4, 1, 200),
-                primary_writes=source.number("ATELIER_WRITE_CONNECTIONS", 8, 1, 200),
                 waiting_replica=source.number("ATELIER_REPLICA_WAITING", 1_000, 1, 100_000),
                 waiting_primary=source.number("ATELIER_PRIMARY_READ_WAITING", 32, 0, 100_000),
                 merged=source.number("ATELIER_MERGED_READS", 64, 1, 1_000),
