@@ -3,6 +3,7 @@
 Everything takes turns. What PostgreSQL does for itself while it is asked (checkpoints, statistics) is in its rest.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +12,12 @@ from bench.commands import CLIENTS, pick_spread
 from bench.headline import Deployed, deploy
 from bench.load import MIX, Commands, Reads, What, run_load
 from bench.processes import GENERATOR, cpu_seconds, subtract, total
-from bench.reads import COLD, PRODUCT, STYLES, ask, fill_memory, kept_span, pick_sku
+from bench.reads import COLD, PRODUCT, RELATED, STYLES, ask, connect, fill_memory, kept_span, pick_sku
 from bench.rounds import take_turns
 from bench.stand import Running, Stand
 from bench.table import Row, spread
+
+KEPT = "memory that a product takes with its styles and its related ones"
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,24 @@ def measure(stand: Stand) -> Iterator[Row]:
     """All rows of this subject."""
     with stand.serve(role="reads", **COLD) as cold, deploy(stand) as deployed:
         ask(stand, cold, Reads((PRODUCT, STYLES), stand.span))
+        yield Row(KEPT, f"{_weigh_product(stand, deployed.reads):,.0f} bytes")
         fill_memory(stand, deployed.reads)
         seen = take_turns(stand.rounds, _list_measures(stand, cold, deployed))
     for name, costs in seen.items():
         for whose in costs[0].us:
             yield Row(f"{name}: {whose}", f"{spread([cost.us[whose] for cost in costs], '{:,.0f}'.format)} us")
+
+
+def _weigh_product(stand: Stand, service: Running) -> float:
+    """What memory takes for all that a page shows of a product, in bytes."""
+    paths = (PRODUCT, STYLES, RELATED)
+    run_load(service.url, Reads(paths, kept_span(stand), walked=0), stand.folder, seconds=2 * stand.seconds)
+    with connect(service) as send:
+        text = send("GET", "/metrics")[2].decode()
+    size, entries = (
+        float(re.findall(rf"^atelier_cache_{name} (\S+)$", text, re.MULTILINE)[0]) for name in ("bytes", "entries")
+    )
+    return size / max(1.0, entries) * len(paths)
 
 
 def _list_measures(stand: Stand, cold: Running, deployed: Deployed) -> dict[str, Callable[[], Cost]]:

@@ -256,13 +256,19 @@ def _look(stand: Stand, deployed: Deployed) -> dict[str, float]:
 
 
 def find_knee(stand: Stand, deployed: Deployed, skus: Path, steps: dict[int, list[Both]]) -> int:
-    """Raises the rate until it is no longer kept; returns the highest that was, 0 for none. Adds to `steps`."""
+    """Raises the rate until two in a row are not kept: one may be a mood of the machine. Adds to `steps`.
+
+    Returns:
+        The highest that was kept; 0 for none.
+    """
+    best = worse = 0
     for rate in range(_FIRST_STEP_PER_S, _LAST_STEP_PER_S + 1, _STEP_PER_S):
         both = run_both(stand, deployed, skus, rate, seconds=stand.seconds)
         steps.setdefault(rate, []).append(both)
-        if not both.is_good(rate):
-            return rate - _STEP_PER_S if rate > _FIRST_STEP_PER_S else 0
-    return _LAST_STEP_PER_S
+        best, worse = (rate, 0) if both.is_good(rate) else (best, worse + 1)
+        if worse == 2:
+            break
+    return best
 
 
 def profile(stand: Stand, deployed: Deployed, skus: Path) -> Iterator[Row]:
@@ -288,7 +294,7 @@ def top_frames(raw: str) -> list[tuple[str, float]]:
     counts: dict[str, int] = {}
     for line in raw.splitlines():
         stack, _, count = line.rpartition(" ")
-        frame = stack.rpartition(";")[2]
+        frame = stack.rpartition(";")[2] or "no Python: the HTTP server's own threads"
         counts[frame] = counts.get(frame, 0) + int(count)
     whole = sum(counts.values()) or 1
     most = sorted(counts.items(), key=lambda pair: -pair[1])[:_TOP_FRAMES]

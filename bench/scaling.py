@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from atelier.reads.cache.follow import LOOK_INTERVAL_S
-from atelier.settings import PoolLimits, ReadPolicy
+from atelier.settings import PoolLimits
 from atelier.topology.monitor import HURRY_INTERVAL_S, IDLE_INTERVAL_S
 from atelier.writes.policy import WritePolicy
 from bench.table import put
@@ -22,14 +22,12 @@ _ROLES = _ROOT / "replication" / "roles.sql"
 BUSY = 0.7
 PRODUCTS = 1_000_000
 CACHE_BYTES = 2**30
-# `ReadPolicy.cache_bytes` says what its default keeps.
-_KEPT_BY_DEFAULT = 20_000
 COMMANDS_PER_S = 500
 ANSWER_BYTES = 2_500
 MACHINE_CORES = 8
 REPLICA_CORES = 2
 LOADS = (100_000, 1_000_000)
-NODES_OF_A_PROCESS = 3
+REPLICAS_OF_A_PROCESS = 2
 # Beside the pool for reads, as role `reader`: the one that follows the changes for the memory, the tail of the feed,
 # the look-up of API keys.
 _READER_EXTRAS = 3
@@ -78,9 +76,35 @@ def _harmonic(count: int) -> float:
     return math.log(count) + 0.5772 + 1 / (2 * count)
 
 
-def kept_products(cache_bytes: int) -> int:
-    """How many products with all that a page shows of them so much memory keeps."""
-    return _KEPT_BY_DEFAULT * cache_bytes // ReadPolicy().cache_bytes
+def _kept_products(rows: Mapping[str, float]) -> int | None:
+    """How many products with all that a page shows of them the memory of a process keeps."""
+    each = _cost(rows, "memory that a product takes with its styles and its related ones")
+    return None if each is None else min(PRODUCTS, int(CACHE_BYTES / each))
+
+
+def _hits(rows: Mapping[str, float]) -> Figure:
+    kept = _kept_products(rows)
+    return None if kept is None else hit_rate(PRODUCTS, kept)
+
+
+def _processes(rows: Mapping[str, float], load: int) -> Figure:
+    """How many reading processes, of a core each, so many reads a second need."""
+    hits = _hits(rows)
+    cold = _mean(_cost(rows, "cold product: service"), _cost(rows, "cold styles: service"))
+    each = _plus(_times(_cost(rows, "the mix from memory: service"), hits), _times(cold, _minus(1, hits)))
+    return _whole(_cores(load, each))
+
+
+def _limits() -> dict[str, int]:
+    """How many connections a node takes from each role."""
+    found = re.findall(r"alter role (\w+) .* connection limit (\d+);", _ROLES.read_text(encoding="utf-8"))
+    return {role: int(limit) for role, limit in found}
+
+
+def processes_of_a_replica() -> int:
+    """How many reading processes fit one replica's limits, when each opens all that it may."""
+    limits = _limits()
+    return min(limits["reader"] // (PoolLimits().replica + _READER_EXTRAS), limits["monitor"])
 
 
 def _write_costs(rows: Mapping[str, float]) -> str:
@@ -103,45 +127,38 @@ def _write_costs(rows: Mapping[str, float]) -> str:
 
 def _write_sizes(rows: Mapping[str, float]) -> str:
     """What so many reads a second need."""
-    hits = hit_rate(PRODUCTS, kept_products(CACHE_BYTES))
-    memory, proxy = (
-        _cost(rows, "the mix from memory: service"),
-        _cost(rows, "the mix from memory, through the proxy: proxy"),
-    )
-    cold = _mean(_cost(rows, "cold product: service"), _cost(rows, "cold styles: service"))
-    statement = _mean(
-        _cost(rows, "cold product: PostgreSQL's backends"), _cost(rows, "cold styles: PostgreSQL's backends")
-    )
-    replay = _cost(rows, "spread command: replay on a replica")
-    columns = [_size_of(load, hits, (memory, proxy, cold, statement, replay)) for load in LOADS]
+    columns = [_size_of(rows, load) for load in LOADS]
     names = list(columns[0])
     return _table(("", *(f"{load:,}/s" for load in LOADS)), [(name, *(one[name] for one in columns)) for name in names])
 
 
-def _size_of(load: int, hits: float, costs: tuple[Figure, ...]) -> dict[str, str]:
-    memory, proxy, cold, statement, replay = costs
-    reader_cores = _cores(load, _plus(_times(memory, hits), _times(cold, 1 - hits)))
-    # Of what commands change every reading process that has it forgets it, and may ask again: at most so many.
-    processes = _whole(reader_cores)
+def _size_of(rows: Mapping[str, float], load: int) -> dict[str, str]:
+    hits, processes = _hits(rows), _processes(rows, load)
+    # Of what commands change every process that has it forgets it, and may ask again: at most so many.
     again = _times(processes, COMMANDS_PER_S)
-    asked = _plus((1 - hits) * load, again)
-    statements = _cores(asked, statement)
-    replica = _minus(REPLICA_CORES, _times(replay, COMMANDS_PER_S / 1e6 / BUSY))
-    replicas = _whole(_over(statements, replica))
-    proxies = _cores(load, proxy)
-    machines = [
-        _whole(_over(cores, MACHINE_CORES)) for cores in (reader_cores, _times(replicas, REPLICA_CORES), proxies)
-    ]
-    spare = "?" if None in machines else " + ".join(f"{(one or 0) + 1:,.0f}" for one in machines)
+    cold = _times(load, _minus(1, hits))
+    statement = _mean(
+        _cost(rows, "cold product: PostgreSQL's backends"), _cost(rows, "cold styles: PostgreSQL's backends")
+    )
+    replay = _times(_cost(rows, "spread command: replay on a replica"), COMMANDS_PER_S / 1e6 / BUSY)
+    by_work = _whole(_over(_cores(_plus(cold, again), statement), _minus(REPLICA_CORES, replay)))
+    by_connections = _whole(_over(_times(processes, REPLICAS_OF_A_PROCESS), processes_of_a_replica()))
+    replicas = None if by_work is None or by_connections is None else max(by_work, by_connections)
+    proxies = _cores(load, _cost(rows, "the mix from memory, through the proxy: proxy"))
+    cores = (processes, _times(replicas, REPLICA_CORES), proxies)
+    machines = [_plus(_whole(_over(each, MACHINE_CORES)), 1) for each in cores]
+    share, kept = _show(_times(hits, 100)), _show(_kept_products(rows))
     return {
-        f"from memory: {100 * hits:.0f} % ({kept_products(CACHE_BYTES):,} of {PRODUCTS:,} products kept, Zipf)":
-            f"{hits * load:,.0f}/s",
-        "cold: the others": f"{(1 - hits) * load:,.0f}/s",
+        f"from memory: {share} % ({kept} of {PRODUCTS:,} products kept, Zipf)": f"{_show(_times(load, hits))}/s",
+        "cold: the others": f"{_show(cold)}/s",
         f"asked again, at most: processes x {COMMANDS_PER_S} commands/s": f"{_show(again)}/s",
-        f"readers: cores at {100 * BUSY:.0f} % (a process each)": _show(processes),
-        f"replicas of {REPLICA_CORES} cores, less the replay of {COMMANDS_PER_S} commands/s on each": _show(replicas),
+        f"readers: cores at {100 * BUSY:.0f} %, a process each": _show(processes),
+        f"replicas of {REPLICA_CORES} cores by their work, less the replay of {COMMANDS_PER_S} commands/s on each":
+            _show(by_work),
+        f"replicas by their connections, {REPLICAS_OF_A_PROCESS} known to a process": _show(by_connections),
         "proxy: cores": _show(_whole(proxies)),
-        f"machines of {MACHINE_CORES} cores, for each of these rows and one to spare in it": spare,
+        f"machines of {MACHINE_CORES} cores for readers + replicas + proxy, one to spare in each":
+            " + ".join(map(_show, machines)),
         f"network at {ANSWER_BYTES / 1000:g} kB an answer": f"{load * ANSWER_BYTES * 8 / 1e9:.0f} Gbit/s",
     }  # fmt: skip
 
@@ -155,19 +172,18 @@ def _write_watching(rows: Mapping[str, float]) -> str:
         ("looks at one replica's changes by one process, while it reads", f"{looks:.0f}/s"),
     ]
     for load in LOADS:
-        hits = hit_rate(PRODUCTS, kept_products(CACHE_BYTES))
-        memory = _cost(rows, "the mix from memory: service")
-        cold = _mean(_cost(rows, "cold product: service"), _cost(rows, "cold styles: service"))
-        processes = _whole(_cores(load, _plus(_times(memory, hits), _times(cold, 1 - hits))))
         words = f"all on one replica, of the processes that {load:,}/s need, if each knew every node"
-        lines.append((words, f"{_show(_times(processes, idle + looks))}/s"))
+        lines.append((words, f"{_show(_times(_processes(rows, load), idle + looks))}/s"))
+    fit = processes_of_a_replica()
+    lines.append(
+        (f"all on one replica, of the {fit} processes that its limits let in", f"{fit * (idle + looks):,.0f}/s")
+    )
     return _table(("what", "how often"), lines)
 
 
 def _write_connections(_rows: Mapping[str, float]) -> str:
     """What one process holds on a node, and how many fit."""
-    limits = {name: int(limit) for name, limit in re.findall(
-        r"alter role (\w+) .* connection limit (\d+);", _ROLES.read_text(encoding="utf-8"))}  # fmt: skip
+    limits = _limits()
     pools, policy = PoolLimits(), WritePolicy()
     reader = pools.replica + _READER_EXTRAS
     primary = pools.primary_reads + 1
@@ -183,10 +199,9 @@ def _write_connections(_rows: Mapping[str, float]) -> str:
         ("any process, on every node that it knows", "monitor", "1 to probe", f"{limits['monitor']}",
          f"{limits['monitor']}"),
     ]  # fmt: skip
-    smallest = min(by_reader, limits["monitor"])
     told = (
-        f"\nSo a replica serves {smallest} reading processes with these limits, and the primary {limits['monitor']} "
-        f"processes of all kinds, {min(by_primary, limits['monitor'])} of them reading.\n"
+        f"\nSo a replica serves {processes_of_a_replica()} reading processes with these limits, and the primary "
+        f"{limits['monitor']} processes of all kinds.\n"
     )
     return _table(("who, where", "role", "holds at most", "limit in `roles.sql`", "processes"), lines) + told
 

@@ -8,6 +8,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from bench import headline, load, processes, report, rounds, sampling, scaling, stand, table, targets
+from bench.costs import KEPT
 
 TOP = Path(__file__).resolve().parents[2]
 SAID = """
@@ -80,7 +81,7 @@ def test_a_servers_process_is_counted_by_what_it_does(title: str, doing: str) ->
 
 def test_a_replica_that_has_all_is_not_behind() -> None:
     """However long ago the last commit was."""
-    lag = sampling.judge_lag({"lsn": 500, "at_s": 10.0, "since_ms": 60_000.0}, [(9.0, 400), (10.0, 500)])
+    lag = sampling.judge_lag({"lsn": 500, "at_s": 10.1, "since_ms": 60_000.0}, [(9.0, 400), (10.0, 500)])
     assert lag == sampling.Lag(0.0, 0)
 
 
@@ -130,10 +131,10 @@ def test_the_page_on_scaling_says_what_follows_from_the_measured_rows() -> None:
 
 def test_a_larger_cost_needs_more_cores_and_an_unknown_one_leaves_them_open() -> None:
     """At 70 us and 92 % from memory, 124 and 163 us else, 100,000 a second are 7.6 busy cores, so 11 at 70 %."""
-    assert "| readers: cores at 70 % (a process each) | 11 | 109 |" in write_sizes(memory_us=70)
-    assert "| readers: cores at 70 % (a process each) | 15 | 148 |" in write_sizes(memory_us=100)
+    assert "| readers: cores at 70 %, a process each | 11 | 109 |" in write_sizes(memory_us=70)
+    assert "| readers: cores at 70 %, a process each | 15 | 148 |" in write_sizes(memory_us=100)
     document = "<!-- sizes -->\n<!-- /sizes -->"
-    assert "(a process each) | ? | ? |" in scaling.rewrite(document, "")
+    assert "a process each | ? | ? |" in scaling.rewrite(document, "")
 
 
 def test_a_written_report_changes_what_is_between_its_marks_alone(tmp_path: Path) -> None:
@@ -166,6 +167,7 @@ def test_curves_are_drawn_from_the_rows_that_have_a_place_on_them() -> None:
 def write_sizes(*, memory_us: float) -> str:
     """The table of sizes for a cost of an answer from memory; the other costs are fixed."""
     costs = {
+        KEPT: 2**30 / 320_000,
         "the mix from memory: service": memory_us,
         "the mix from memory, through the proxy: proxy": 29,
         "cold product: service": 124,
@@ -174,5 +176,5 @@ def write_sizes(*, memory_us: float) -> str:
         "cold styles: PostgreSQL's backends": 86,
         "spread command: replay on a replica": 19,
     }
-    lines = "\n".join(f"| {name} | {us} us |  |  |" for name, us in costs.items())
+    lines = "\n".join(f"| {name} | {value:,} |  |  |" for name, value in costs.items())
     return scaling.rewrite("<!-- sizes -->\n<!-- /sizes -->", f"<!-- costs -->\n{lines}\n<!-- /costs -->\n")
