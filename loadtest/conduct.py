@@ -19,6 +19,7 @@ from loadtest.report.page import write_report
 from loadtest.report.summary import summarise, tell_in_one_line
 from loadtest.run import Lab
 from loadtest.sabotage.registry import tell_whether_caught
+from loadtest.sabotage.service import IN_SERVICE
 from loadtest.sabotage.tamper import NothingToBreakError
 from loadtest.scenarios.registry import SCENARIOS
 from loadtest.world import SetUpError
@@ -66,6 +67,8 @@ def make_plan(name: str, arguments: argparse.Namespace) -> Plan:
         raise UnfitError(f"{name} breaks nodes: it runs with --embedded only")
     if arguments.url and arguments.setting:
         raise UnfitError("--setting is for a service that the lab starts; the one at --url has its own")
+    if arguments.url and arguments.sabotage in IN_SERVICE:
+        raise UnfitError(f"{arguments.sabotage} is done in a service that the lab starts: it runs with --embedded only")
     api_key = arguments.api_key or os.environ.get("LOADTEST_API_KEY", "")
     if arguments.url and not api_key:
         raise UnfitError("--url needs --api-key, or LOADTEST_API_KEY in the environment")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from loadtest.checkers.verdict import Verdict
 from loadtest.faults.timeline import Span
+from loadtest.memory import Recall
 from loadtest.metrics import Histogram, Meter
 from loadtest.scenarios.model import Scenario
 
@@ -53,7 +54,7 @@ class PhaseSpan:
 
 @dataclass(slots=True)
 class Result:
-    """What a run showed."""
+    """What a run showed; `memory` is None where the service does not tell."""
 
     verdicts: list[Verdict]
     meter: Meter
@@ -62,6 +63,7 @@ class Result:
     operations: int = 0
     closed_loop_ms: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    memory: Recall | None = None
 
 
 def phase_figures(meter: Meter, phase: PhaseSpan) -> dict[str, float | None]:

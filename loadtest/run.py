@@ -23,10 +23,12 @@ from loadtest.faults.timeline import Timeline
 from loadtest.final import FinalStateError, Surveyor, is_answering
 from loadtest.history.record import MalformedHistoryError
 from loadtest.history.store import StoredHistory
+from loadtest.memory import Recall, judge_memory, read_recall, sum_recall
 from loadtest.metrics import Meter
 from loadtest.plan import PhaseSpan, Plan, Result, phase_figures
 from loadtest.recorder import Recorder
 from loadtest.sabotage.proxy import MALICE, SabotageProxy
+from loadtest.sabotage.service import IN_SERVICE, settings_for
 from loadtest.sabotage.tamper import TAMPERS, tamper_with
 from loadtest.scenarios.model import Crew, Phase
 from loadtest.transport import PlainTransport, Request
@@ -66,6 +68,8 @@ class Lab:
         self.phases: list[PhaseSpan] = []
         self.notes: list[str] = []
         self.closed_loop_ms: dict[str, float] = {}
+        self.recalled: dict[str, Recall | None] = {}
+        self.memory: Recall | None = None
         self.running = False
         self.load_began_s: float | None = None
 
@@ -78,21 +82,25 @@ class Lab:
             self._open(stack)
             stage = self._set_up()
             watchers = self._start_watchers(stack)
+            self.recalled = self._recall()
             with self._following_nodes():
                 self._load(stage)
             self._calm_down()
+            self.memory = sum_recall(self.recalled, self._recall(), is_on=self._has_memory())
             self._hear_out(stage, watchers)
             self._survey(stage)
         self._note_mistakes()
         self.say("checking the history")
+        verdicts = self._judge() + (judge_memory(self.memory) if self.scenario.from_memory else [])
         return Result(
-            self._judge(),
+            verdicts,
             self.meter,
             self.timeline.spans,
             self.phases,
             self.recorder.count,
             self.closed_loop_ms,
             self.notes,
+            self.memory,
         )
 
     # ------------------------------------------------------------ before
@@ -114,6 +122,8 @@ class Lab:
         targets = [self.direct_url]
         if self.scenario.servers and self.embedded:
             targets = [self.embedded.serve().url for _ in range(self.scenario.servers)]
+        if self.plan.sabotage in IN_SERVICE and self.embedded:
+            targets = [self.embedded.serve(settings_for(self.plan.sabotage, self.embedded.environ)).url]
         self.url = targets[0]
         if self.scenario.proxied:
             self.proxy = TcpProxy(targets, seed=self.plan.seed)
@@ -271,6 +281,16 @@ class Lab:
             self.primary = next((node["name"] for node in nodes if node["role"] == "primary"), "")
             self.replicas = [node["name"] for node in nodes if node["role"] == "replica"]
         return [node["name"] for node in nodes]
+
+    def _recall(self) -> dict[str, Recall | None]:
+        """What every process of the service that takes part has counted of its memory."""
+        servers = [server.url for server in self.embedded.servers] if self.embedded else self.plan.urls
+        return {url: read_recall(url) for url in (self.direct_url, *servers)}
+
+    def _has_memory(self) -> bool:
+        """Whether the lab has started the service with a memory; what others have started may have none."""
+        is_own = self.embedded is not None and self.embedded.is_own
+        return is_own and self.plan.settings.get("ATELIER_CACHE_BYTES") != "0"
 
     # ------------------------------------------------------------ after
 

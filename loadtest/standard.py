@@ -1,6 +1,7 @@
 """The standard set: every scenario on one cluster, then every sabotage, which must be caught.
 
-What a proxy breaks needs a run of its own; what is done to a history is done to the one that a scenario has left.
+What a proxy breaks, or a service of the run's own, needs a run of its own; what is done to a history is done to the one
+that a scenario has left.
 """
 
 import argparse
@@ -111,14 +112,14 @@ def _choose_runs(arguments: argparse.Namespace, out: Path) -> Iterator[Run]:
             yield Run(f"sabotage {name}", ["run", *words, f"--out={out / f'sabotage-{name}'}"], sabotage=name)
     for name, sabotage in SABOTAGES.items():
         history = out / sabotage.shown_by / "history.jsonl"
-        if _is_wanted(name, arguments) and not sabotage.by_proxy and not _has_own_run(sabotage, arguments):
+        if _is_wanted(name, arguments) and not sabotage.is_live and not _has_own_run(sabotage, arguments):
             words = ["check", str(history), f"--sabotage={name}"]
             yield Run(f"sabotage {name}", words, sabotage=name, needs_service=False)
 
 
 def _has_own_run(sabotage: Sabotage, arguments: argparse.Namespace) -> bool:
     """What is done to a history needs a run where none of the chosen scenarios leaves one."""
-    if sabotage.by_proxy:
+    if sabotage.is_live:
         return not arguments.url
     return not _is_wanted(sabotage.shown_by, arguments)
 

@@ -85,6 +85,9 @@ def render_figures(document: dict[str, Any]) -> str:
         "p99, intended start": f"{tell_ms(open_ms['p99'])}<small>closed loop {tell_ms(closed_p99_ms)}</small>",
         "p95": f"{tell_ms(open_ms['p95'])}<small>p50 {tell_ms(open_ms['p50'])}</small>",
     }
+    if memory := document["memory"]:
+        shown = f"{memory['hits']:,}" if memory["hits"] else memory["state"]
+        cards["from memory"] = f"{shown}<small>asked {memory['looks']:,} times</small>"
     if knee := document["knee"]:
         cards["knee, requests a second"] = f"{knee['requests_per_s']:,}" + (
             f"<small>p95 {tell_ms(knee['p95_ms'])}</small>"

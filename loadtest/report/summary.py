@@ -30,6 +30,7 @@ def summarise(plan: Plan, result: Result, *, machine: dict[str, object]) -> dict
             "closed_loop_ms": result.closed_loop_ms,
             "greatest_ms": _round(total.latency.greatest_ms),
         },
+        "memory": result.memory.document() if result.memory else None,
         "phases": [describe_phase(result.meter, phase) for phase in result.phases],
         "knee": find_knee(plan, result),
         "faults": [span.document() for span in result.spans],
@@ -99,7 +100,8 @@ def tell_in_one_line(document: dict[str, Any], page: Path) -> str:
     return (
         f"{document['scenario']}: {document['state'].upper()}"
         + (f" ({', '.join(bad)})" if bad else f" ({len(verdicts)} checkers)")
-        + f": {tell_breaks(document['breaks'])}; {figures['reads']} reads, {figures['commands']} commands, "
+        + f": {tell_breaks(document['breaks'])}; {figures['reads']} reads{tell_memory(document['memory'])}, "
+        + f"{figures['commands']} commands, "
         + f"{errors} errors, "
         + f"p99 {figures['open_loop_ms']['p99']} ms from the intended start"
         + (f", knee at {knee['requests_per_s']} requests a second" if knee else "")
@@ -110,6 +112,13 @@ def tell_in_one_line(document: dict[str, Any], page: Path) -> str:
 def tell_breaks(breaks: dict[str, int | None]) -> str:
     """What people ask first."""
     return ", ".join(f"{'?' if count is None else count} {kind}" for kind, count in breaks.items())
+
+
+def tell_memory(memory: dict[str, Any] | None) -> str:
+    """What memory has answered; nothing where it is switched off or does not tell."""
+    if memory is None or memory["state"] == "off":
+        return ""
+    return f" ({memory['hits']} from memory)" if memory["hits"] else " (from memory: not shown)"
 
 
 def _names(seconds: list[Second], attribute: str) -> list[str]:

@@ -1,1 +1,1 @@
-"""Breaks on purpose what the service promises, outside of it, so that the checkers can be seen to catch it."""
+"""Breaks on purpose what the service promises, around it or in it, so that the checkers can be seen to catch it."""

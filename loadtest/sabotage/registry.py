@@ -13,13 +13,20 @@ class Sabotage:
 
     Attributes:
         caught_by: the checkers of which at least one must find it.
-        by_proxy: it is done between clients and service; else to the history.
+        by_proxy: it is done between clients and service; else to the history, unless it is done in the service.
         shown_by: the scenario that shows it best.
+        in_service: it is done in a process of the service that runs for it alone.
     """
 
     caught_by: tuple[str, ...]
     by_proxy: bool
     shown_by: str
+    in_service: bool = False
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it needs a run of its own, and a service that is run for it."""
+        return self.by_proxy or self.in_service
 
 
 SABOTAGES: dict[str, Sabotage] = {
@@ -29,6 +36,9 @@ SABOTAGES: dict[str, Sabotage] = {
     "lagging-node": Sabotage(("read your writes", "monotonic reads"), by_proxy=True, shown_by="heavy-writes"),
     "deposed-node": Sabotage(("linearizability",), by_proxy=True, shown_by="heavy-writes"),
     "stale-cache": Sabotage(("read your writes", "bounded staleness"), by_proxy=True, shown_by="hot-pages"),
+    "deaf-memory": Sabotage(
+        ("read your writes", "bounded staleness"), by_proxy=False, shown_by="hot-pages", in_service=True
+    ),
     "drop-events": Sabotage(("feed complete and ordered",), by_proxy=True, shown_by="mixed"),
     "reorder-events": Sabotage(("feed complete and ordered",), by_proxy=True, shown_by="mixed"),
     **{name: Sabotage((tamper.caught_by,), by_proxy=False, shown_by="mixed") for name, tamper in TAMPERS.items()},

@@ -2,7 +2,7 @@
 
 from loadtest.scenarios.model import EVERYTHING, FEED, READS, STOCK, WRITES, Crew, Phase, Scenario
 from loadtest.users.shoppers import Buyer, Checkout, Onlooker, Shopper
-from loadtest.users.staff import CatalogueAdmin, Editor, Refiller, Warehouse
+from loadtest.users.staff import CatalogueAdmin, Editor, Refiller, Returner, Warehouse
 from loadtest.world import Shop
 
 MIXED = (
@@ -80,10 +80,12 @@ LOAD = (
             Crew(Refiller, 10, 2.0),
             Crew(Editor, 6, 1.5),
             Crew(CatalogueAdmin, 4, 2.0),
+            Crew(Returner, 6, 1.5),
             Crew(Onlooker, 4, 2.0),
         ),
         checks=EVERYTHING,
         shop=Shop(products=6),
+        from_memory=True,
     ),
     Scenario("mixed", "a bit of everything, as on an ordinary day", MIXED, checks=EVERYTHING),
 )

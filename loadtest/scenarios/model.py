@@ -78,6 +78,7 @@ class Scenario:
         watchers: followers of the change feed.
         proxied: users go through a TCP proxy of the lab's.
         servers: processes of the service behind that proxy; 0 for the one that is there.
+        from_memory: that memory answers is a part of what it shows.
         quorum: the cluster waits for a standby with each commit, so that a failover loses nothing.
         needs_cluster: it breaks nodes, and runs against an embedded cluster only.
         stops_at_knee: phases after the first that breaks the limits are not run.
@@ -95,6 +96,7 @@ class Scenario:
     watchers: int = 2
     proxied: bool = False
     servers: int = 0
+    from_memory: bool = False
     quorum: bool = False
     needs_cluster: bool = False
     stops_at_knee: bool = False

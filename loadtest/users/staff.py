@@ -57,6 +57,28 @@ class CatalogueAdmin(LabUser):
         self.session.get(f"/products/{product_id}/styles", "/products/[id]/styles", EVENTUAL)
 
 
+class Returner(LabUser):
+    """Rewrites a product and leaves without a look; looks when it comes again.
+
+    A memory that hears of no change passes for a good one with those who look at once: their tokens are beyond what it
+    vouches for. By the time one comes again, it vouches for the token.
+    """
+
+    def on_start(self) -> None:
+        """Has written nothing yet."""
+        self._written: int | None = None
+        super().on_start()
+
+    @task
+    def come_again(self) -> None:
+        """A look at what was written last time, and something new to write."""
+        if self._written is not None:
+            self.session.read_product(self._written, self.rng.choice((CAUSAL, CAUSAL, _BOUNDED)))
+        self._written = self.rng.choice(self.stage.world.products)
+        slogan = f"Slogan {self.rng.getrandbits(32):08x}"
+        self.session.command(update_product(self._written, {"slogan": slogan}))
+
+
 class Refiller(LabUser):
     """Puts one piece after the other on a shelf, and looks at the product's page, whose quantity must have it."""
 

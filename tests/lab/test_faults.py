@@ -14,6 +14,7 @@ from loadtest.metrics import Meter
 from loadtest.recorder import Recorder
 from loadtest.sabotage.proxy import MALICE, ReorderEvents, SabotageProxy
 from loadtest.sabotage.registry import SABOTAGES
+from loadtest.sabotage.service import IN_SERVICE
 from loadtest.sabotage.tamper import TAMPERS
 from loadtest.transport import PlainTransport, Request
 from loadtest.watcher import Watcher, read_events
@@ -220,8 +221,9 @@ def test_reordering_loses_no_event():
 
 
 def test_every_sabotage_is_named_with_its_catcher():
-    """The list that people see holds all that the proxy and the tampering can do."""
-    assert set(SABOTAGES) == set(MALICE) | set(TAMPERS)
+    """The list that people see holds all that the proxy, a process of the service and the tampering can do."""
+    assert set(SABOTAGES) == set(MALICE) | set(IN_SERVICE) | set(TAMPERS)
+    assert {name for name, each in SABOTAGES.items() if each.in_service} == set(IN_SERVICE)
     assert {name for name, each in SABOTAGES.items() if each.by_proxy} == set(MALICE)
 
 

@@ -38,6 +38,7 @@ def make_document(**more):
              "p99_ms": None}
             for name, at in (("round-robin", 0), ("least-outstanding", 15))
         ],
+        "memory": {"state": "shown", "hits": 812, "looks": 1100},
         "knee": {"requests_per_s": 900, "p95_ms": 20.0, "reached": True},
         "faults": [{"name": "pg2 </script>", "began_s": 105.2, "ended_s": 111.0, "error": ""},
                    {"name": "pg3 frozen", "began_s": 112.0, "ended_s": None, "error": "RuntimeError: no"}],

@@ -195,6 +195,17 @@ def test_cache_that_is_never_emptied_is_caught_by_both_guarantees_that_it_breaks
 
 
 @pytest.mark.slow
+def test_service_whose_memory_hears_of_no_change_is_caught(run):
+    """The same promises, broken by the service's own memory; as it is, the same pages are right, and come from it."""
+    status, told, summary = run("hot-pages", "--sabotage=deaf-memory", "--rate=1", duration_s=10)
+    assert status == 1, told
+    invalid = {verdict["guarantee"] for verdict in summary["verdicts"] if verdict["state"] == "invalid"}
+    assert {"read your writes", "bounded staleness"} <= invalid, told
+    assert "sabotage deaf-memory: caught by" in told
+    assert summary["memory"]["hits"] > 0
+
+
+@pytest.mark.slow
 def test_terminal_shows_rate_latency_errors_lag_and_fault_while_a_run_is_on(embedded, tmp_path):
     """On a terminal of 100 columns: each figure with its name, the fault of the moment, and at last the verdict."""
     words = ["run", "replica-lag", f"--data-dir={embedded.data_dir}", "--duration=6", f"--out={tmp_path}"]
