@@ -12,7 +12,7 @@ from functools import partial
 from bench.commands import CLIENTS, pick_spread
 from bench.load import MIX, Commands, Load, Reads, finish_load, run_load, start_load
 from bench.processes import memory_mib
-from bench.reads import connect
+from bench.reads import connect, percentile
 from bench.rounds import take_turns
 from bench.sampling import Lag, Sampler, tell_lags
 from bench.stand import Running, Stand
@@ -136,8 +136,8 @@ def _tell_alone(levels: list[Level]) -> Iterator[Row]:
 
 def _tell_lag(name: str, levels: list[Level]) -> Row:
     lags = [lag for level in levels for lag in level.lags]
-    middle = statistics.median(lag.ms for lag in lags) if lags else 0.0
-    return Row(name, tell_lags(lags), figure=middle)
+    late = percentile([lag.ms for lag in lags], 99) if lags else 0.0
+    return Row(name, tell_lags(lags), figure=late)
 
 
 def _tell(loads: list[Load]) -> str:

@@ -120,8 +120,8 @@ def _measure_waiting(stand: Stand, service: Running) -> Iterator[Row]:
     yield Row(f"{name}, median", f"{statistics.median(causal):.2f} ms")
     yield below(f"{name}, 99th percentile", [percentile(causal, 99)], 10, "ms", settles="causal")
     lone = take_turns(stand.rounds, {path: partial(measure_lone, stand, service, path) for path in (PRODUCT, STYLES)})
-    yield below("lone product, median", lone[PRODUCT], 2, "ms", settles="lone")
-    yield below("lone styles, median", lone[STYLES], 3, "ms", settles="lone")
+    yield below("lone product, one connection, median", lone[PRODUCT], 2, "ms", settles="lone")
+    yield below("lone styles, one connection, median", lone[STYLES], 3, "ms", settles="lone")
     yield tell_pages("last page against first page", measure_pages(stand, service))
     churn = start_load(
         service.url, Churn(stand.key), stand.folder, seconds=3 + 2 * stand.rounds * short(stand), connections=1,

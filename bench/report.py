@@ -51,7 +51,7 @@ def draw_pictures(results: Mapping[str, Sequence[Row]]) -> dict[str, str]:
         reads = _bars([row for row in mixed if row.name.startswith("reads beside")])
         lags = _bars([row for row in mixed if row.name.startswith("lag at")])
         pictures["mixed"] = draw_bars(
-            "Reads a second, and median lag in ms, beside commands", [(reads, _FILL), (lags, _SECOND)]
+            "Reads a second, and the 99th percentile of lag in ms, beside commands", [(reads, _FILL), (lags, _SECOND)]
         )
     return pictures
 

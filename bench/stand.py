@@ -304,7 +304,10 @@ def describe_python() -> str:
 
 def tell_version(name: str, option: str) -> str:
     """What a program says of its version, in two words."""
-    path = find_tool(name, name)
+    try:
+        path = find_tool(name, name)
+    except BenchError:
+        return f"no {name}"
     said = subprocess.run([path, option], capture_output=True, text=True, check=False)
     found = re.search(r"\d+(\.\d+)+", said.stdout + said.stderr)
     return f"{name} {found[0] if found else 'of unknown version'}"
