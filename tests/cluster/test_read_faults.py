@@ -4,46 +4,23 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import asyncpg
-import msgspec
 import pytest
 
 from atelier.embedded.cluster import EmbeddedCluster
 from atelier.errors import NoReplicaError
-from atelier.reads.batch import TimeOverError
 from atelier.reads.executor import Answer
 from atelier.reads.position import POSITION
 from atelier.reads.queries import Statement
 from atelier.topology import monitor as monitor_module
 from atelier.topology.sources import NodesFile
-from tests.fixtures.reading import Reading, Shop, make_settings, open_reading, open_shop, with_ports
-from tests.fixtures.tcp_proxy import TcpProxy, open_proxy
+from tests.fixtures.proxied import NODES, REPLICAS, make_visible_product, open_behind_proxies, run
+from tests.fixtures.reading import Reading, Shop, make_settings, open_reading, open_shop
 from tests.support import role_dsn
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
-
-NODES = ("pg1", "pg2", "pg3")
-REPLICAS = {"pg2", "pg3"}
-
-
-@asynccontextmanager
-async def open_behind_proxies(
-    cluster: EmbeddedCluster, **changes: str
-) -> AsyncIterator[tuple[Reading, dict[str, TcpProxy]]]:
-    """The reading side with a proxy before each node, warmed up."""
-    async with AsyncExitStack() as stack:
-        proxies = {
-            name: await stack.enter_async_context(open_proxy("127.0.0.1", cluster.node(name).port)) for name in NODES
-        }
-        settings = with_ports(make_settings(cluster, changes), {name: proxy.port for name, proxy in proxies.items()})
-        reading = await stack.enter_async_context(open_reading(settings))
-        await reading.until_roles(pg1="primary", pg2="replica", pg3="replica")
-        yield reading, proxies
-        for proxy in proxies.values():
-            proxy.heal()
 
 
 @pytest.fixture
@@ -51,13 +28,6 @@ async def shop(cluster: EmbeddedCluster) -> AsyncIterator[Shop]:
     """Writes to the shared cluster's primary."""
     async with open_shop(cluster) as opened:
         yield opened
-
-
-async def make_visible_product(reading: Reading, shop: Shop) -> int:
-    """A product that all replicas show."""
-    product_id, _ = await shop.make_sku()
-    await reading.until_replayed(await shop.token())
-    return product_id
 
 
 async def read_many(
@@ -210,11 +180,6 @@ SLEEPY = Statement(
 SLEEPIER = Statement("sleepier", SLEEPY.sql.replace("0.6", "2.5"))
 
 
-async def run(reading: Reading, statement: Statement, key: int) -> Answer:
-    """Runs a statement of the test's own."""
-    return await reading.executor.run(statement, ([key],), reading.ask())
-
-
 async def test_a_conflict_with_replay_is_tried_elsewhere(cluster: EmbeddedCluster, shop: Shop) -> None:
     """A lock that replay has to take cancels the statement in its way (40001); the client gets its answer."""
     changes = {"ATELIER_STATEMENT_MS": "4000", "ATELIER_STALLED_MS": "5000", "ATELIER_REQUEST_MS": "15000"}
@@ -232,9 +197,6 @@ async def test_a_conflict_with_replay_is_tried_elsewhere(cluster: EmbeddedCluste
         await admin.close()
         assert [answer.rows[0]["id"] for answer in answers] == [1, 2]
         assert await count_conflicts(cluster) >= 1
-
-
-SLEEPERS = "select count(*) from pg_stat_activity where query like '%pg_sleep(2.5)%nap'"
 
 
 async def count_sleepers(cluster: EmbeddedCluster) -> int:
@@ -323,90 +285,6 @@ async def test_over_the_cap_the_least_stale_replica_answers_where_the_settings_s
         assert stale
         assert all(answer.reason == "stale-replica" and answer.lag_ms for answer in stale)
         assert any(answer.node == "pg1" for answer in answers)
-
-
-async def count_readers(cluster: EmbeddedCluster) -> int:
-    """Connections of the role `reader` on all nodes."""
-    total = 0
-    for name in NODES:
-        admin = await asyncpg.connect(cluster.superuser_dsn(name))
-        total += await admin.fetchval("select count(*) from pg_stat_activity where usename = 'reader'")
-        await admin.close()
-    return total
-
-
-async def test_a_thousand_cancelled_reads_leave_the_pools_whole(cluster: EmbeddedCluster, shop: Shop) -> None:
-    """Cancelled at every stage: none is in flight any more, no connection is lost or left over, reads work."""
-    async with open_reading(make_settings(cluster)) as reading:
-        product_id = await make_visible_product(reading, shop)
-        before = await count_readers(cluster)
-        for batch in range(10):
-            tasks = [asyncio.create_task(reading.product(product_id)) for _ in range(100)]
-            await asyncio.sleep(batch * 0.0007)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        async with asyncio.timeout(5):
-            while any(reading.pools.connections(name)["busy"] for name in NODES):
-                await asyncio.sleep(0.01)
-        assert all(reading.executor.in_flight(name) == 0 for name in NODES)
-        opened = sum(reading.pools.connections(name)["open"] for name in NODES)
-        assert opened <= 16
-        assert await count_readers(cluster) - before <= opened
-        await read_many(reading, product_id)
-
-
-async def test_concurrent_reads_share_statements_and_each_gets_its_own(cluster: EmbeddedCluster, shop: Shop) -> None:
-    """Sixty reads of thirty products take far fewer statements than sixty."""
-    async with open_reading(make_settings(cluster)) as reading:
-        products = [await make_visible_product(reading, shop) for _ in range(30)]
-        await read_many(reading, products[0], clients=4, each=1)
-        answers = await asyncio.gather(*(reading.product(product_id) for product_id in products * 2))
-        assert [msgspec.json.decode(answer.rows[0]["body"])["id"] for answer in answers] == products * 2
-        # Answers of one statement carry the same token object.
-        assert len({id(answer.rows[0]["started_at"]) for answer in answers}) < 60
-
-
-PICKY = Statement(
-    "picky",
-    f"select asked.id, pg_sleep(0.02), 1 / (asked.id - 666) as body, position.* "
-    f"from {POSITION} cross join unnest($1::bigint[]) as asked (id)",
-)
-
-
-async def test_a_failing_batch_fails_nobody_who_could_be_answered_alone(cluster: EmbeddedCluster) -> None:
-    """One of the ids makes the statement fail; only who asked for it hears of it."""
-    async with open_reading(make_settings(cluster)) as reading:
-        await reading.until_roles(pg2="replica", pg3="replica")
-        keys = [*range(1, 20), 666, *range(20, 40)]
-        results = await asyncio.gather(*(run(reading, PICKY, key) for key in keys), return_exceptions=True)
-        for key, result in zip(keys, results, strict=True):
-            if key == 666:
-                assert isinstance(result, asyncpg.DivisionByZeroError)
-            else:
-                assert isinstance(result, Answer)
-                assert result.rows[0]["id"] == key
-
-
-DAWDLING = Statement(
-    "dawdling",
-    f"select asked.id, pg_sleep(0.5), position.* from {POSITION} cross join unnest($1::bigint[]) as asked (id)",
-)
-
-
-async def test_a_read_whose_time_is_over_leaves_its_statement_running(cluster: EmbeddedCluster) -> None:
-    """Its own time may be shorter than a statement's; who rides on with the statement gets the answer."""
-    async with open_reading(make_settings(cluster, {"ATELIER_STATEMENT_MS": "8000"})) as reading:
-        await reading.until_roles(pg2="replica", pg3="replica")
-        node = reading.monitor.snapshot.node("pg2")
-        assert node is not None
-        reader = reading.pools.reader(node)
-        patient = asyncio.create_task(reader.fetch(DAWDLING, 1, (), within_s=10))
-        with pytest.raises(TimeOverError):
-            await reader.fetch(DAWDLING, 2, (), within_s=0.05)
-        assert not patient.done()
-        assert reader.in_flight > 0
-        assert (await patient).row["id"] == 1
 
 
 async def test_a_lone_read_is_not_delayed(cluster: EmbeddedCluster, shop: Shop) -> None:
