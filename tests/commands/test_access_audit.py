@@ -1,16 +1,24 @@
 """The audit: written with every command, sealed within seconds, and a change of it shows."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import asyncpg
+import httpx
 import pytest
 
 from atelier.access.sealer import verify_audit
 from atelier.embedded.cluster import EmbeddedCluster
-from tests.commands.conftest import Shop, new_key
+from atelier.lsn import Lsn
+from atelier.token import CausalToken, TokenKeys
+from atelier.writes.endpoints import ENDPOINTS, Endpoint
+from tests.commands.conftest import Shop, new_key, product, style
+from tests.commands.writing import settings_of
+from tests.support import Service
 
 pytestmark = pytest.mark.anyio
 
@@ -23,24 +31,204 @@ async def wait_until_sealed(database: asyncpg.Connection, entry_id: int) -> None
             await asyncio.sleep(0.05)
 
 
+async def seal_of(database: asyncpg.Connection, entry_id: int) -> asyncpg.Record:
+    """The seal over an entry."""
+    return await database.fetchrow(
+        "select * from audit_seal where last_entry_id >= $1 order by seal_id limit 1", entry_id
+    )
+
+
+def read(text: str | None) -> Any:
+    """A document of an entry."""
+    return None if text is None else json.loads(text)
+
+
 async def entry_of(database: asyncpg.Connection, key: str) -> asyncpg.Record:
     """The audit entry of a command."""
     return await database.fetchrow("select * from audit_entry where command_key = $1", key)
 
 
-async def test_every_command_leaves_actor_target_before_and_after(shop: Shop, database: asyncpg.Connection) -> None:
-    """Committed with the command, also where the outcome was a refusal."""
+PHOTO = {"url": "https://images.example.com/1.jpg", "thumbnail_url": "https://images.example.com/1t.jpg"}
+
+
+class Stage:
+    """A product with all that a product can have, and what commands are sent about it."""
+
+    def __init__(self, shop: Shop) -> None:
+        self.shop = shop
+        self.ids: dict[str, int] = {}
+
+    async def set_up(self) -> None:
+        """Makes it, another one that it is related to, one that names it, and a reservation of its stock."""
+        friend = (await self.shop.post("/products", product())).json()["id"]
+        body = product(
+            features=[{"feature": "Wool", "value": None}], related=[friend], styles=[style(5, 3, photos=[PHOTO])]
+        )
+        made = await self.shop.post("/products", body)
+        self.ids |= {"friend": friend, "product_id": made.json()["id"]}
+        referring = await self.shop.post("/products", product(related=[self.ids["product_id"]]))
+        self.ids["referring"] = referring.json()["id"]
+        shown = (await self.shop.read(f"/products/{self.ids['product_id']}/styles", made)).json()["results"][0]
+        self.ids |= {"style_id": shown["style_id"], "sku_id": int(next(iter(shown["skus"])))}
+
+    async def hold(self) -> None:
+        """Reserves one of its SKUs."""
+        held = await self.shop.reserve((self.ids["sku_id"], 2))
+        self.ids["reservation_id"] = held.json()["reservation_id"]
+
+    async def look(self, path: str) -> Any:
+        """What a read shows now; nothing where there is nothing."""
+        shown = await self.shop.http.get(path, headers={"Atelier-Consistency": "strong"})
+        return shown.json() if shown.status_code == 200 else None
+
+    async def whole(self, product_id: int, *, related_of: list[int]) -> Any:
+        """A product as the audit keeps it whole, put together from all that reads show of it."""
+        path = f"/products/{product_id}"
+        shown = await self.shop.http.get(path, headers={"Atelier-Consistency": "strong"})
+        if shown.status_code == 404:
+            return None
+        styles = (await self.look(f"{path}/styles"))["results"]
+        for one in styles:
+            one["default?"] = bool(one["default?"])
+            one["sale_price"] = None if one["sale_price"] == "0" else one["sale_price"]
+            one["photos"] = [photo for photo in one["photos"] if photo["url"]]
+            one["skus"] = [
+                {"sku_id": int(sku_id), "size": sku["size"], "on_hand": sku["quantity"], "reserved": 0}
+                for sku_id, sku in one["skus"].items()
+            ]
+        return shown.json() | {
+            "version": int(shown.headers["ETag"].strip('"')),
+            "related": await self.look(f"{path}/related"),
+            "related_of": related_of,
+            "styles": styles,
+        }
+
+    async def sku(self, sku_id: int) -> Any:
+        """A SKU as the audit keeps it."""
+        stock = await self.look(f"/inventory/{sku_id}")
+        sizes = (await self.look(f"/styles/{self.ids['style_id']}"))["skus"]
+        if stock is None:
+            return None
+        kept = {name: stock[name] for name in ("sku_id", "on_hand", "reserved", "version")}
+        return kept | {"style_id": self.ids["style_id"], "size": sizes[str(sku_id)]["size"]}
+
+
+def request_of(name: str, ids: dict[str, int]) -> tuple[Any, str | None]:
+    """A body for a command, and the address that shows what it is about; None where no single one does."""
+    product_path, style_path = f"/products/{ids['product_id']}", f"/styles/{ids['style_id']}"
+    lines = [{"sku_id": ids["sku_id"], "delta": -2}]
+    held = f"/reservations/{ids['reservation_id']}" if "reservation_id" in ids else None
+    return {
+        "AdjustStock": ({"reason": "test", "lines": lines}, None),
+        "CountStock": ({"on_hand": 9}, f"/inventory/{ids['sku_id']}"),
+        "ReserveStock": ({"ttl_seconds": 60, "lines": [{"sku_id": ids["sku_id"], "quantity": 1}]}, None),
+        "ConfirmReservation": (None, held),
+        "ReleaseReservation": (None, held),
+        "CreateProduct": (product(related=[ids["friend"]], styles=[style(5, photos=[PHOTO]), style(1)]), None),
+        "ReplaceProduct": (product(name="Cap"), product_path),
+        "PatchProduct": ({"name": "Cap"}, product_path),
+        "DeleteProduct": (None, None),
+        "ReplaceFeatures": ([{"feature": "Silk", "value": "Yes"}], None),
+        "ReplaceRelated": ([ids["product_id"]], f"{product_path}/related"),
+        "CreateStyle": (style(4, name="Blue", photos=[PHOTO]), None),
+        "PatchStyle": ({"name": "Green"}, style_path),
+        "DeleteStyle": (None, style_path),
+        "ReplacePhotos": ([], style_path),
+        "CreateSku": ({"size": "XL", "quantity": 2}, None),
+        "DeleteSku": (None, None),
+    }[name]
+
+
+COMMANDS = {
+    "/inventory/adjustments": "AdjustStock", "/inventory/{sku_id}": "CountStock", "/reservations": "ReserveStock",
+    "/reservations/{reservation_id}/confirm": "ConfirmReservation",
+    "/reservations/{reservation_id}/release": "ReleaseReservation",
+    "/products": "CreateProduct", "PUT /products/{product_id}": "ReplaceProduct",
+    "PATCH /products/{product_id}": "PatchProduct", "DELETE /products/{product_id}": "DeleteProduct",
+    "/products/{product_id}/features": "ReplaceFeatures", "/products/{product_id}/related": "ReplaceRelated",
+    "/products/{product_id}/styles": "CreateStyle", "PATCH /styles/{style_id}": "PatchStyle",
+    "DELETE /styles/{style_id}": "DeleteStyle", "/styles/{style_id}/photos": "ReplacePhotos",
+    "/styles/{style_id}/skus": "CreateSku", "/skus/{sku_id}": "DeleteSku",
+}  # fmt: skip
+
+
+async def look_at(stage: Stage, command: str, shown_at: str | None, answer: httpx.Response | None = None) -> Any:
+    """What a command is about, as reads show it: before it, or with its answer, afterwards."""
+    ids = stage.ids
+    shown: Any = None
+    match command:
+        case "AdjustStock":
+            shown = [await stage.look(f"/inventory/{ids['sku_id']}")]
+        case "CreateProduct" if answer:
+            shown = await stage.whole(answer.json()["id"], related_of=[])
+        case "CreateSku" if answer:
+            shown = await stage.sku(answer.json()["sku_id"])
+        case "ReserveStock" | "CreateStyle" if answer:
+            shown = await stage.look(answer.headers["Location"])
+        case "DeleteProduct":
+            shown = await stage.whole(ids["product_id"], related_of=[ids["referring"]])
+        case "DeleteSku":
+            shown = await stage.sku(ids["sku_id"])
+        case "ReplaceFeatures":
+            shown = (await stage.look(f"/products/{ids['product_id']}"))["features"]
+        case _ if shown_at:
+            shown = await stage.look(shown_at)
+    return shown
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda one: f"{one.method} {one.path}")
+async def test_every_command_leaves_actor_target_before_and_after(
+    service: Service, shop: Shop, database: asyncpg.Connection, endpoint: Endpoint
+) -> None:
+    """Committed with the command: whose key it was, and what it was about as reads show it before and afterwards."""
+    command = COMMANDS.get(endpoint.path) or COMMANDS[f"{endpoint.method} {endpoint.path}"]
+    stage = Stage(shop)
+    await stage.set_up()
+    if "reservation_id" in endpoint.path:
+        await stage.hold()
+    body, shown_at = request_of(command, stage.ids)
+    before = await look_at(stage, command, shown_at)
+    stood_at = await database.fetchval("select pg_current_wal_insert_lsn()")
+    key, path = new_key(), endpoint.path.format(**stage.ids)
+    headers = {"If_Match": "*"} if endpoint.needs_if_match else {}
+    answer = await shop.send(endpoint.method, path, body, Idempotency_Key=key, **headers)
+    assert answer.status_code == endpoint.success, answer.text
+    after = await look_at(stage, command, shown_at, answer)
+    entry = await entry_of(database, key)
+    owner = await database.fetchrow("select key_id, name from api_key where prefix = $1", service.key.split("_")[1])
+    assert (entry["command"], entry["target"], entry["status"]) == (command, path, endpoint.success)
+    assert (entry["key_id"], entry["actor"]) == (owner["key_id"], owner["name"])
+    assert (read(entry["before"]), read(entry["after"])) == (before, after)
+    assert Lsn(stood_at) <= Lsn(entry["position"])
+
+
+async def test_refused_command_leaves_its_status_and_nothing_else(shop: Shop, database: asyncpg.Connection) -> None:
+    """It changed nothing, and who tried it is known."""
     [sku_id] = await shop.stocked(5)
-    done, refused = new_key(), new_key()
-    await shop.adjust(sku_id, -2, Idempotency_Key=done)
-    await shop.adjust(sku_id, -9, Idempotency_Key=refused)
-    entry = await entry_of(database, done)
-    assert (entry["command"], entry["target"], entry["status"]) == ("AdjustStock", "/inventory/adjustments", 200)
+    key = new_key()
+    await shop.adjust(sku_id, -9, Idempotency_Key=key)
+    entry = await entry_of(database, key)
     assert entry["actor"].startswith("test-")
-    assert '"on_hand":5' in entry["before"]
-    assert '"on_hand":3' in entry["after"]
-    entry = await entry_of(database, refused)
     assert (entry["status"], entry["before"], entry["after"]) == (409, None, None)
+
+
+async def test_position_of_a_seal_makes_a_token_that_contains_its_entries(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
+) -> None:
+    """The command's own token lies between what its entry and its seal say, and a read with theirs shows it."""
+    [sku_id] = await shop.stocked(5)
+    key = new_key()
+    done = await shop.adjust(sku_id, -2, Idempotency_Key=key)
+    entry = await entry_of(database, key)
+    await wait_until_sealed(database, entry["entry_id"])
+    seal = await seal_of(database, entry["entry_id"])
+    keys = TokenKeys(settings_of(cluster).token_keys)
+    given = keys.open(done.headers["Atelier-Token"])
+    assert (seal["system_id"], seal["timeline"]) == (given.system_id, given.timeline)
+    assert Lsn(entry["position"]) < given.lsn
+    made = keys.seal(CausalToken(seal["system_id"], seal["timeline"], Lsn(seal["position"])))
+    shown = await shop.http.get(f"/inventory/{sku_id}", headers={"Atelier-Token": made})
+    assert (shown.status_code, shown.json()["on_hand"]) == (200, 3)
 
 
 @pytest.mark.soak
@@ -58,13 +246,21 @@ async def test_chain_holds_and_a_changed_entry_breaks_it(
     assert (report.broken, report.entries > 0, report.newest_hash is not None) == ([], True, True)
     admin = await asyncpg.connect(cluster.superuser_dsn(cluster.primary.name), database="atelier")
     change = "update atelier.audit_entry set actor = $2 where entry_id = $1"
+    place = "update atelier.audit_seal set system_id = $2, timeline = $3, position = $4 where seal_id = $1"
+    seal = await seal_of(database, entry_id)
+    seal_id = seal["seal_id"]
     try:
         await admin.execute(change, entry_id, "nobody")
         broken = (await verify_audit(database)).broken
         await admin.execute(change, entry_id, entry["actor"])
+        await admin.execute(place, seal_id, seal["system_id"], seal["timeline"], 8)
+        broken += (await verify_audit(database)).broken
+        await admin.execute(place, seal_id, None, None, None)
+        broken += (await verify_audit(database)).broken
+        await admin.execute(place, seal_id, seal["system_id"], seal["timeline"], seal["position"])
     finally:
         await admin.close()
-    assert len(broken) == 1
+    assert len(broken) == 3
     assert (await verify_audit(database)).broken == []
 
 

@@ -3,6 +3,9 @@
 The commands themselves are not chained: that would make every one of them wait for the one before it. An entry is
 sealed once no running transaction can still add one before it; what is not sealed yet is told, never passed over.
 
+A seal also says where the log stood when all of its entries were committed: system, timeline and position, of which a
+token can be made (docs/decisions/0012).
+
 A chain shows that an entry was changed, removed or slipped in behind a seal. That the newest seals themselves were cut
 off shows only to somebody who wrote the newest hash down elsewhere: `audit verify` prints it.
 """
@@ -37,13 +40,23 @@ select {_COLUMNS} from audit_entry
    and xid < pg_snapshot_xmin(pg_current_snapshot())
  order by audit_entry.xid, entry_id limit {_BATCH}
 """)
+# Asked after the entries were found, so their commits lie before it. Nobody has flushed that much perhaps, but whoever
+# sees the seal knows that its own commit, which lies behind, was.
+_WHERE = text("""
+select (select system_identifier from pg_control_system()) as system_id,
+       cast(cast('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) as bit(32)) as integer) as timeline,
+       cast(pg_current_wal_insert_lsn() as text) as position
+""")
 _SEAL = text("""
-insert into audit_seal (seal_id, last_xid, last_entry_id, entries, hash)
-values (:seal_id, cast(cast(:last_xid as text) as xid8), :last_entry_id, :entries, :hash)
+insert into audit_seal (seal_id, last_xid, last_entry_id, entries, system_id, timeline, position, hash)
+values (:seal_id, cast(cast(:last_xid as text) as xid8), :last_entry_id, :entries,
+        :system_id, :timeline, cast(cast(:position as text) as pg_lsn), :hash)
 """)
 
 _SEALS_SQL = """
-select seal_id, last_xid::text as last_xid, last_entry_id, entries, hash from atelier.audit_seal order by seal_id
+select seal_id, last_xid::text as last_xid, last_entry_id, entries, system_id, timeline, position::text as position,
+       hash
+  from atelier.audit_seal order by seal_id
 """
 _BETWEEN_SQL = f"""
 select {_COLUMNS} from atelier.audit_entry
@@ -87,12 +100,14 @@ async def seal_entries(execute: Execute) -> int:
     entries = await execute(_UNSEALED, {"xid": xid, "entry_id": entry_id})
     if not entries:
         return 0
+    where = (await execute(_WHERE, {}))[0]
     seal = {
         "seal_id": seal_id + 1,
         "last_xid": entries[-1].xid,
         "last_entry_id": entries[-1].entry_id,
         "entries": len(entries),
-        "hash": hash_entries(link, entries),
+        **where._asdict(),
+        "hash": hash_entries(link, [*entries, where]),
     }
     await execute(_SEAL, seal)
     return len(entries)
@@ -117,7 +132,7 @@ async def verify_audit(connection: "asyncpg.Connection[asyncpg.Record]") -> Audi
 
 
 def hash_entries(link: bytes, entries: Iterable[Any]) -> bytes:
-    """The hash of a seal: of the one before it, and of every entry, field by field, in order."""
+    """The hash of a seal: of the one before it, and of every entry, field by field, in order; its position is last."""
     hasher = hashlib.sha256(link)
     for entry in entries:
         encoded = msgspec.json.encode(tuple(entry))
@@ -132,8 +147,10 @@ def _judge(expected_id: int, seal: asyncpg.Record, entries: Sequence[asyncpg.Rec
     span = f"seal {seal['seal_id']} (up to entry {seal['last_entry_id']})"
     if len(entries) != seal["entries"]:
         return f"{span} was made over {seal['entries']} entries, now there are {len(entries)}"
-    if hash_entries(link, entries) != seal["hash"]:
-        return f"{span} does not fit its entries: one was changed"
+    where = (seal["system_id"], seal["timeline"], seal["position"])
+    # The first seals of an old database have no position.
+    if hash_entries(link, entries if where == (None, None, None) else [*entries, where]) != seal["hash"]:
+        return f"{span} does not fit its entries: one was changed, or its position was"
     return None
 
 

@@ -16,7 +16,7 @@ from atelier.writes.commands import (
     ReplaceRelated,
     VersionMatch,
 )
-from atelier.writes.documents import show_features, show_product, show_related
+from atelier.writes.documents import record_product, show_features, show_product, show_related
 from atelier.writes.failures import ConflictError
 from atelier.writes.locking import (
     check_related,
@@ -75,7 +75,7 @@ async def create_product(command: CreateProduct, uow: UnitOfWork, key: str) -> V
     await insert_styles(uow, row.id, body.styles, key)
     document = await show_product(uow, row.id)
     headers = {"Location": f"/products/{row.id}", "ETag": f'"{row.version}"'}
-    return Done(201, document, headers, after=document)
+    return Done(201, document, headers, after=await record_product(uow, row.id))
 
 
 async def replace_product(command: ReplaceProduct, uow: UnitOfWork, _key: str) -> Verdict:
@@ -102,7 +102,7 @@ async def delete_product(command: DeleteProduct, uow: UnitOfWork, key: str) -> V
     sku_ids = [row.id for row in await uow.execute(_SKUS, {"id": product_id})]
     if refused := await remove_stock(uow, sku_ids, key):
         return refused
-    before = await show_product(uow, product_id)
+    before = await record_product(uow, product_id)
     await raise_versions(uow, referring - {product_id})
     await uow.execute(_DELETE, {"id": product_id})
     return Done(204, before=before)

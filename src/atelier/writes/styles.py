@@ -17,7 +17,7 @@ from atelier.writes.commands import (
     Sku,
     Style,
 )
-from atelier.writes.documents import show_stock, show_style
+from atelier.writes.documents import record_sku, show_stock, show_style
 from atelier.writes.locking import lock_product, lock_sku, lock_style, raise_versions, remove_stock
 from atelier.writes.unit_of_work import UnitOfWork
 from atelier.writes.verdict import Done, Refused, Verdict
@@ -136,7 +136,8 @@ async def create_sku(command: CreateSku, uow: UnitOfWork, key: str) -> Verdict:
     sku_id = (await uow.execute(_DRAW, {"styles": 0, "skus": 1}))[0].skus[0]
     await _insert_skus(uow, [sku_id], [(command.style_id, command.body)], key)
     document = await show_stock(uow, sku_id)
-    return Done(201, document, {"Location": f"/inventory/{sku_id}", "ETag": tag}, after=document)
+    headers = {"Location": f"/inventory/{sku_id}", "ETag": tag}
+    return Done(201, document, headers, after=await record_sku(uow, sku_id))
 
 
 async def delete_sku(command: DeleteSku, uow: UnitOfWork, key: str) -> Verdict:
@@ -144,9 +145,9 @@ async def delete_sku(command: DeleteSku, uow: UnitOfWork, key: str) -> Verdict:
     product_id = await lock_sku(uow, command.sku_id, command.if_match)
     if isinstance(product_id, Refused):
         return product_id
-    before = await show_stock(uow, command.sku_id)
     if refused := await remove_stock(uow, [command.sku_id], key):
         return refused
+    before = await record_sku(uow, command.sku_id)
     tag = await _raise(uow, product_id)
     await uow.execute(_DELETE_SKU, {"id": command.sku_id})
     return Done(204, headers={"ETag": tag}, before=before)
