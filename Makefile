@@ -11,6 +11,15 @@ help: ## what can be made
 up: .venv/.service ## a replicated catalogue on 127.0.0.1:8000, Ctrl-C ends it
 	@$(BIN)/atelier up
 
+# CACHE=off: services answer nothing from memory, in the tests and in the lab; everything has to hold both ways.
+CACHE ?= on
+ifeq ($(CACHE),off)
+test test-slow soak e2e e2e-long: export TEST_CACHE_BYTES := 0
+LAB_SETTINGS := --setting=ATELIER_CACHE_BYTES=0
+else ifneq ($(CACHE),on)
+$(error CACHE is on or off, not '$(CACHE)')
+endif
+
 test: .venv/.dev ## everything that is quick enough for every change
 	@$(BIN)/python -m pytest -m "not slow"
 
@@ -46,7 +55,7 @@ load: .venv/.dev ## Locust's web page, against the service that `make up` starte
 	  $(BIN)/locust -f loadtest/locustfile.py --host $(LOAD_URL) --web-host $(LOAD_WEB_HOST)
 
 lab: .venv/.dev ## load, faults and a verdict: every scenario, every sabotage, on a cluster of its own
-	@$(BIN)/python -m loadtest all
+	@$(BIN)/python -m loadtest all $(LAB_SETTINGS)
 
 bench: .venv/.dev ## measures against pgbench on this machine, in ratios; needs wrk and nginx; ARGS="reads --seconds 4"
 	@$(BIN)/python -m bench $(ARGS)

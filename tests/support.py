@@ -27,13 +27,18 @@ FAST = {"fsync": "off"}
 
 
 def plain_environment() -> dict[str, str]:
-    """The environment without what would set a service up by accident.
+    """The environment without what would set a service up by accident; with the memory that the run is to have."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("ATELIER_")} | memory_setting()
 
-    `TEST_CACHE_BYTES=0` runs every service of a test run without its memory, or with as much as it says.
+
+def memory_setting() -> dict[str, str]:
+    """What a service of this test run is told of its memory: nothing, unless the run says so.
+
+    `make test CACHE=off` sets `TEST_CACHE_BYTES=0`: every service and every reading side runs without its memory, but
+    for those that a test is about.
     """
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("ATELIER_")}
-    cache_bytes = environ.get("TEST_CACHE_BYTES")
-    return environ if cache_bytes is None else environ | {"ATELIER_CACHE_BYTES": cache_bytes}
+    cache_bytes = os.environ.get("TEST_CACHE_BYTES")
+    return {} if cache_bytes is None else {"ATELIER_CACHE_BYTES": cache_bytes}
 
 
 @dataclass(frozen=True)

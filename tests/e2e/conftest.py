@@ -8,6 +8,7 @@ import pytest
 
 from tests.e2e.stack import BUILT_FOR, HA, PLAIN, PREFIX, Stack, remove_images, run, running
 from tests.e2e.traffic import make_product
+from tests.support import memory_setting
 
 Stage = Callable[..., Stack]
 
@@ -18,7 +19,7 @@ if not os.environ.get("ATELIER_E2E"):
 @pytest.fixture(scope="session")
 def images() -> Iterator[dict[str, str]]:
     """All images, built once, and the environment to use them with; removed at the end."""
-    environ = dict(os.environ)
+    environ = dict(os.environ) | memory_setting()
     ours = {**environ, "ATELIER_IMAGES": PREFIX}
     for file in (PLAIN, HA):
         named = ("-f", file, "-p", BUILT_FOR)

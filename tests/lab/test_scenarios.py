@@ -14,6 +14,7 @@ import pytest
 
 from loadtest.faults.embedded import Embedded, EmbeddedFailedError
 from loadtest.sabotage.registry import SABOTAGES
+from tests.support import memory_setting
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -39,7 +40,7 @@ IN_HISTORY = ("lose-acknowledged",)
 @pytest.fixture(scope="module")
 def embedded():
     """A cluster of the lab's own, which its scenarios break and mend."""
-    running = Embedded.start()
+    running = Embedded.start(settings=memory_setting())
     yield running
     running.close()
 

@@ -15,7 +15,7 @@ from atelier.reads.cache.answers import AnswerCache
 from atelier.reads.document import Document
 from atelier.reads.executor import Answer
 from tests.fixtures.reading import Shop, flicker, make_settings, open_shop
-from tests.fixtures.remembering import Remembering, count_hits, open_remembering
+from tests.fixtures.remembering import WITH_MEMORY, Remembering, count_hits, open_remembering
 from tests.reads.conftest import connected
 from tests.support import Service, role_dsn, running_cluster, running_service
 
@@ -37,7 +37,7 @@ def lagging() -> Iterator[EmbeddedCluster]:
 @pytest.fixture
 async def remembering(lagging: EmbeddedCluster) -> AsyncIterator[Remembering]:
     """A storefront over it that remembers."""
-    async with open_remembering(make_settings(lagging)) as opened:
+    async with open_remembering(make_settings(lagging, WITH_MEMORY)) as opened:
         yield opened
 
 
@@ -238,7 +238,7 @@ def broken() -> Iterator[EmbeddedCluster]:
 
 async def test_killed_replica_answers_from_memory_no_more(broken: EmbeddedCluster) -> None:
     """What it answered is forgotten, and reads go on."""
-    async with open_remembering(make_settings(broken)) as remembering, open_shop(broken) as shop:
+    async with open_remembering(make_settings(broken, WITH_MEMORY)) as remembering, open_shop(broken) as shop:
         product_id, sku_id = await shop.make_sku(on_hand=1)
         await remembering.reading.until_replayed(await shop.token())
         first = await remembering.styles(product_id)
@@ -259,7 +259,7 @@ async def test_killed_replica_answers_from_memory_no_more(broken: EmbeddedCluste
 def services(lagging: EmbeddedCluster) -> Iterator[tuple[Service, Service]]:
     """One that remembers, and one that does not."""
     with (
-        running_service(lagging, settings={"ATELIER_CACHE_BYTES": "67108864"}) as remembering,
+        running_service(lagging, settings=WITH_MEMORY) as remembering,
         running_service(lagging, settings={"ATELIER_CACHE_BYTES": "0"}) as forgetful,
     ):
         yield remembering, forgetful

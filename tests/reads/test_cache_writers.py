@@ -11,7 +11,7 @@ from atelier.reads.document import Document
 from atelier.reads.executor import Ask
 from atelier.telemetry import CACHE_HITS
 from tests.fixtures.reading import Shop, make_settings, open_shop
-from tests.fixtures.remembering import Remembering, open_remembering
+from tests.fixtures.remembering import WITH_MEMORY, Remembering, open_remembering
 from tests.reads.conftest import connected
 from tests.support import role_dsn, running_cluster
 
@@ -83,7 +83,7 @@ def written() -> Iterator[EmbeddedCluster]:
 @pytest.fixture
 async def remembering(written: EmbeddedCluster) -> AsyncIterator[Remembering]:
     """A storefront over it that remembers."""
-    async with open_remembering(make_settings(written)) as opened:
+    async with open_remembering(make_settings(written, WITH_MEMORY)) as opened:
         yield opened
 
 

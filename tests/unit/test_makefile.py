@@ -1,4 +1,4 @@
-"""What `make` would install, by which tool and when; nothing is installed here."""
+"""What `make` would install, by which tool and when, and how it switches memory off; nothing is installed here."""
 
 import os
 import shutil
@@ -7,6 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+
+from atelier.embedded.cluster import EmbeddedCluster
+from tests.fixtures.reading import make_settings
+from tests.fixtures.remembering import WITH_MEMORY
+from tests.support import plain_environment
 
 TOP = Path(__file__).resolve().parents[2]
 LOCKS = ("requirements/dev.txt", "requirements/service.txt")
@@ -96,3 +101,63 @@ def test_new_locks_are_installed_by_whichever_is_made_next(checkout: Path, done:
         age(checkout / name, minutes=10)
     packages, _ = plan(checkout, target)
     assert packages.endswith(f"--require-hashes -r requirements/{lock}.txt")
+
+
+@pytest.mark.parametrize(
+    ("target", "words", "cache_bytes", "lab_words"),
+    [
+        ("test", [], "none", ""),
+        ("test", ["CACHE=on"], "none", ""),
+        ("test", ["CACHE=off"], "0", ""),
+        ("test-slow", ["CACHE=off"], "0", ""),
+        ("soak", ["CACHE=off"], "0", ""),
+        ("e2e", ["CACHE=off"], "0", ""),
+        ("lab", ["CACHE=on"], "none", ""),
+        ("lab", ["CACHE=off"], "none", "--setting=ATELIER_CACHE_BYTES=0"),
+    ],
+)
+def test_memory_is_switched_off_for_a_whole_run(
+    checkout: Path, target: str, words: list[str], cache_bytes: str, lab_words: str
+) -> None:
+    """The tests are told by the environment, the lab by its own words."""
+    install(checkout, "test")
+    python = checkout / ".venv" / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\necho "${TEST_CACHE_BYTES-none} $*"\n')
+    python.chmod(0o755)
+    environ = {name: value for name, value in os.environ.items() if name != "TEST_CACHE_BYTES"}
+    told = subprocess.run(
+        [shutil.which("make") or "", target, *words],
+        cwd=checkout, env=environ, capture_output=True, text=True, timeout=30, check=True,
+    ).stdout.strip()  # fmt: skip
+    assert told.startswith(f"{cache_bytes} -m ")
+    assert told.endswith(lab_words)
+    assert ("--setting" in told) == bool(lab_words)
+
+
+def test_switch_for_memory_has_two_positions(checkout: Path) -> None:
+    """`CACHE=0` would pass for a run without memory and be none."""
+    done = subprocess.run(
+        [shutil.which("make") or "", "test", "CACHE=0"], cwd=checkout, capture_output=True, timeout=30, check=False
+    )
+    assert done.returncode
+    assert b"CACHE is on or off" in done.stderr
+
+
+def test_whatever_the_tests_start_honours_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command, a service, a reading side in the test's own process; where memory is the matter, it has one."""
+    cluster = EmbeddedCluster.__new__(EmbeddedCluster)
+    nodes = {
+        "ATELIER_NODES": "pg1=127.0.0.1:1",
+        "ATELIER_MIGRATOR_PASSWORD": "m",
+        "ATELIER_TOKEN_KEYS": f"1:{'0' * 64}",
+    }
+    nodes |= {f"ATELIER_{role}_PASSWORD": "p" for role in ("READER", "WRITER", "MONITOR")}
+    monkeypatch.setattr(EmbeddedCluster, "environment", lambda _: nodes)
+    for value, kept in (("0", 0), ("4096", 4096)):
+        monkeypatch.setenv("TEST_CACHE_BYTES", value)
+        assert plain_environment()["ATELIER_CACHE_BYTES"] == value
+        assert make_settings(cluster).reads.cache_bytes == kept
+        assert make_settings(cluster, WITH_MEMORY).reads.cache_bytes == 64 * 1024 * 1024
+    monkeypatch.delenv("TEST_CACHE_BYTES")
+    assert "ATELIER_CACHE_BYTES" not in plain_environment()
