@@ -1,12 +1,17 @@
 """The change feed over real HTTP and real replicas: complete, in commit order, from wherever one left off."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
 
-from tests.commands.conftest import Shop, product, style
+from atelier.embedded.cluster import EmbeddedCluster
+from tests.commands.conftest import Shop, product, style, wait_until_blocked
 from tests.commands.events import Event, follow, next_about
+from tests.conftest import ClusterFactory
+from tests.support import role_dsn
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
@@ -88,6 +93,63 @@ async def test_late_commit_does_not_hide_behind_a_later_position(shop: Shop, dat
             await shop.adjust(quick, 1)
             assert (await next_about(events, sku_id=quick)).data["available"] == 6
         assert (await next_about(events, sku_id=slow)).data["available"] == 9
+
+
+async def test_position_is_drawn_in_the_order_of_commits(shop: Shop, database: asyncpg.Connection) -> None:
+    """One has drawn its position and not committed yet: another commit waits for it, and is announced behind it."""
+    [first, second] = await shop.stocked(5, 5)
+    async with follow(shop.http) as events:
+        async with database.transaction():
+            await database.execute("update stock set on_hand = 9, version = version + 1 where sku_id = $1", first)
+            await database.execute("set constraints all immediate")
+            later = asyncio.create_task(shop.adjust(second, 1))
+            await wait_until_blocked(database)
+            assert not later.done()
+        assert (await later).status_code == 200
+        seen = []
+        while len(seen) < 2:
+            event = await events.next()
+            seen += [event.data["sku_id"]] if event.data.get("sku_id") in (first, second) else []
+    assert seen == [first, second]
+
+
+@pytest.mark.parametrize("has_lock", [True, False])
+async def test_control_without_the_order_lock_a_late_commit_is_never_told(
+    make_cluster: ClusterFactory, *, has_lock: bool
+) -> None:
+    """Who reads behind the last position: with the lock the later one waits; without it, the earlier one is missed."""
+    cluster = await asyncio.to_thread(make_cluster, replicas=0)
+    if not has_lock:
+        admin = await asyncpg.connect(cluster.superuser_dsn(cluster.primary.name), database="atelier")
+        await admin.execute(
+            "create or replace function atelier.draw_outbox_position() returns bigint language sql "
+            "as $$ select nextval('atelier.outbox_position_seq') $$"
+        )
+        await admin.close()
+    announce = "insert into outbox (position, topic, kind) values (draw_outbox_position(), 'catalogue', 'replaced')"
+    behind = "select position from outbox where position > $1 order by position"
+    async with connected(cluster) as first, connected(cluster) as second, connected(cluster) as reader:
+        async with first.transaction():
+            await first.execute(announce)
+            later = asyncio.create_task(second.execute(announce))
+            if has_lock:
+                await wait_until_blocked(first)
+            else:
+                await later
+            seen = [row["position"] for row in await reader.fetch(behind, 0)]
+        await later
+        seen += [row["position"] for row in await reader.fetch(behind, max(seen, default=0))]
+    assert seen == ([1, 2] if has_lock else [2])
+
+
+@asynccontextmanager
+async def connected(cluster: EmbeddedCluster) -> AsyncIterator[asyncpg.Connection]:
+    """A connection as the service's own writing role."""
+    connection = await asyncpg.connect(role_dsn(cluster, "writer"))
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 async def test_foreign_and_pruned_event_ids_are_told_apart(shop: Shop, database: asyncpg.Connection) -> None:

@@ -16,6 +16,8 @@ from atelier.deadline import Deadline
 from atelier.embedded.cluster import EmbeddedCluster
 from atelier.errors import OverloadedError
 from atelier.lsn import Lsn
+from atelier.problems import ProblemError
+from atelier.reads import tail
 from atelier.reads.backlog import Backlog
 from atelier.reads.feed import EventStream, Feed, FeedLimits, Start
 from atelier.reads.tail import Change, ChangeTail
@@ -35,10 +37,10 @@ async def open_feed(cluster: EmbeddedCluster, **limits: float) -> AsyncIterator[
     """The feed in the test's own process, with bounds of its own."""
     settings, clock = settings_of(cluster), time.monotonic
     monitor = TopologyMonitor(settings, StaticNodes(settings.nodes), clock=clock)
-    tail = ChangeTail(settings, monitor, clock=clock)
-    async with monitor, tail:
+    following = ChangeTail(settings, monitor, clock=clock)
+    async with monitor, following:
         await monitor.wait_until(lambda seen: len(seen.replicas) == 2, Deadline.after(15, clock))
-        yield Feed(tail, monitor, TokenKeys(settings.token_keys), clock=clock, limits=FeedLimits(**limits))
+        yield Feed(following, monitor, TokenKeys(settings.token_keys), clock=clock, limits=FeedLimits(**limits))
 
 
 async def begin(feed: Feed) -> AsyncGenerator[bytes, None]:
@@ -186,6 +188,96 @@ async def test_backlog_is_what_the_client_has_not_taken() -> None:
     await backlog.wait_until_taken(0.0)
     client.close()
     server.close()
+
+
+async def test_subscriber_that_the_pruning_overtakes_is_told_so(
+    shop: Shop, cluster: EmbeddedCluster, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It catches up, two at a time, and what comes next is gone: a last event says so, and nothing is passed over."""
+    monkeypatch.setattr(tail, "BATCH", 2)
+    [sku_id] = await shop.stocked(0)
+    async with follow(shop.http) as events:
+        for _ in range(8):
+            await shop.adjust(sku_id, 1)
+        told = [await next_about(events, sku_id=sku_id) for _ in range(8)]
+    async with open_feed(cluster) as feed, aclosing(feed.follow(await feed.find_start(told[0].id))) as chunks:
+        await anext(chunks)
+        seen = read_events(await anext(chunks))
+        assert versions_of(seen, sku_id) == [3, 4]
+        pruned = int(told[5].id.split(".")[0])
+        async with database.transaction():
+            await database.execute("delete from outbox where position <= $1", pruned)
+            await database.execute("update outbox_floor set position = greatest(position, $1)", pruned)
+        async with asyncio.timeout(15):
+            while (await feed._tail.look())[1] < pruned:
+                await asyncio.sleep(0.01)
+            rest = [event async for chunk in chunks for event in read_events(chunk)]
+    assert [(event.name, event.data["reason"]) for event in rest] == [("end", "cursor-expired")]
+    assert rest[0].data["last_event_id"].split(".")[0] == seen[-1].id.split(".")[0]
+    refused = await shop.http.get("/changes", headers={"Last-Event-ID": rest[0].data["last_event_id"]})
+    assert (refused.status_code, refused.json()["type"]) == (410, "/problems/cursor-expired")
+
+
+class ToldTail(ChangeTail):
+    """A tail that asks no node: the test says what the outbox has, and when an answer comes."""
+
+    def __init__(self, *, highest: int, floor: int = 0) -> None:
+        super().__init__(SimpleNamespace(), SimpleNamespace(), clock=time.monotonic)
+        self.highest, self.floor, self.answers = highest, floor, asyncio.Event()
+        self.answers.set()
+
+    async def _ask(self, name: str, *arguments: int):
+        position = arguments[0] if arguments else self.highest
+        about = {"topic": "catalogue", "kind": "replaced", "floor": self.floor, "head": self.highest}
+        rows = [about | {"change_id": found} for found in range(max(position, self.floor) + 1, self.highest + 1)]
+        await self.answers.wait()
+        return rows or [about | {"change_id": None}], CausalToken(7, 1, Lsn(self.highest))
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_answer_from_before_everything_was_forgotten_is_thrown_away(*, is_lost: bool) -> None:
+    """A poll is under way while the last one leaves (or history is lost) and another joins, who misses nothing."""
+    told = ToldTail(highest=10)
+    told.join()
+    await told._poll()
+    told.highest = 12
+    await told._poll()
+    assert [change.position for change in await told.read_after(10)] == [11, 12]
+    told.answers.clear()
+    told.highest = 13
+    polling = asyncio.create_task(told._poll())
+    await asyncio.sleep(0)
+    if is_lost:
+        told._forget_everything()
+    else:
+        told.leave()
+        told.join()
+    told.answers.set()
+    assert not await polling
+    for _ in range(2):
+        assert [change.position for change in await told.read_after(10)] == [11, 12, 13]
+        await told._poll()
+    told.highest = 14
+    await told._poll()
+    assert [change.position for change in await told.read_after(13)] == [14]
+    assert [change.position for change in await told.read_after(10)] == [11, 12, 13, 14]
+
+
+async def test_tail_that_the_pruning_overtakes_begins_anew() -> None:
+    """After a long time without an answer: what it remembers has a hole, so nobody is served from it."""
+    told = ToldTail(highest=10)
+    told.join()
+    await told._poll()
+    told.highest, told.floor = 20, 15
+    assert not await told._poll()
+    with pytest.raises(ProblemError):
+        await told.read_after(10)
+    await told._poll()
+    told.highest = 21
+    await told._poll()
+    assert [change.position for change in await told.read_after(20)] == [21]
+    with pytest.raises(ProblemError):
+        await told.read_after(10)
 
 
 class OtherHistory:

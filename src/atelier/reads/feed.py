@@ -22,7 +22,7 @@ from atelier.errors import HistoryLostError, InvalidTokenError, NoReplicaError, 
 from atelier.http import read_query
 from atelier.problems import ProblemError
 from atelier.reads.backlog import LIMIT_BYTES, Backlog
-from atelier.reads.tail import Change, ChangeTail
+from atelier.reads.tail import Change, ChangeTail, expired
 from atelier.reads.wait import admit
 from atelier.token import CausalToken, Standing, TokenKeys
 from atelier.topology.monitor import TopologyMonitor
@@ -93,7 +93,7 @@ class Feed:
         _, floor, _ = await self._tail.look()
         position = int(match["position"])
         if position < floor:
-            raise ProblemError("cursor-expired", "Changes behind this event id are no longer kept.")
+            raise expired()
         return Start(position, token)
 
     async def follow(self, start: Start) -> AsyncGenerator[bytes, None]:
@@ -125,6 +125,9 @@ class Feed:
             yield _end("stopping", last_id)
         except HistoryLostError:
             yield _end("history-lost", last_id)
+        except ProblemError:
+            # Checked where it began, and again with everything read: who catches up slowly can be overtaken.
+            yield _end("cursor-expired", last_id)
         finally:
             self._subscribers -= 1
             self._tail.leave()

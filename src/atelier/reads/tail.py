@@ -15,6 +15,7 @@ import structlog
 
 from atelier.deadline import Clock
 from atelier.errors import AtelierError, HistoryLostError, NoReplicaError
+from atelier.problems import ProblemError
 from atelier.reads.connections import NODE_FAILURES, ReaderConnection, connect_reader
 from atelier.reads.position import PositionMovedError, check_start, known_timeline, mint
 from atelier.reads.queries import load_statements
@@ -60,7 +61,8 @@ class ChangeTail:
         self._clock = clock
         self._statements = load_statements()
         self._recent: deque[Change] = deque(maxlen=KEPT)
-        self._recent_from = 0
+        self._recent_from: int | None = None
+        self._epoch = 0
         self._node: str | None = None
         self._connection: ReaderConnection | None = None
         self._in_turn = asyncio.Lock()
@@ -105,11 +107,14 @@ class ChangeTail:
 
         Raises:
             NoReplicaError: no node answers.
+            ProblemError: `cursor-expired`: what comes next was pruned meanwhile.
         """
-        if self.head is not None and position >= self._recent_from:
+        if self._recent_from is not None and position >= self._recent_from:
             behind = [change for change in self._recent if change.position > position]
             return behind[:BATCH]
         rows, token = await self._ask("changes", position, BATCH)
+        if position < rows[0]["floor"]:
+            raise expired()
         return [_to_change(row, token) for row in rows if row["change_id"] is not None]
 
     def join(self) -> int:
@@ -123,8 +128,7 @@ class ChangeTail:
         self._followers -= 1
         if not self._followers:
             self._wanted.clear()
-            self.head = self._seen = None
-            self._recent.clear()
+            self._forget()
 
     def check(self, joined_at: int) -> None:
         """Makes sure that what was followed is still the history.
@@ -159,16 +163,25 @@ class ChangeTail:
                 await asyncio.sleep(RETRY_INTERVAL_S)
 
     async def _poll(self) -> bool:
-        """Takes in what is new. After a pause it starts at the newest; followers read what lies between themselves."""
-        if self.head is None:
+        """Takes in what is new. After a pause it starts at the newest; followers read what lies between themselves.
+
+        An answer that was asked for before something was forgotten has no place in what is remembered since: behind
+        it, or before it, changes would be missing.
+        """
+        epoch, head = self._epoch, self.head
+        if head is None:
             head, _, token = await self.look()
-            self._learn([], token)
-            self.head = self._recent_from = head
+            if self._epoch == epoch:
+                self._learn([], token)
+                self.head = self._recent_from = head
             return False
-        rows, token = await self._ask("changes", self.head, BATCH)
+        rows, token = await self._ask("changes", head, BATCH)
+        if self._epoch != epoch:
+            return False
+        if head < rows[0]["floor"]:
+            self._forget()
+            return False
         changes = [_to_change(row, token) for row in rows if row["change_id"] is not None]
-        if not self._followers:
-            return False
         self._learn(changes, token)
         return bool(changes)
 
@@ -225,9 +238,14 @@ class ChangeTail:
         """Positions that were told may come again with other changes: whoever follows has to begin anew."""
         log.warning("feed_history_lost")
         self._lost_at += 1
-        self._seen = self.head = None
-        self._recent.clear()
+        self._forget()
         self._wake()
+
+    def _forget(self) -> None:
+        """Begins anew with the next poll; until then, followers read from the table."""
+        self._epoch += 1
+        self.head = self._recent_from = self._seen = None
+        self._recent.clear()
 
     def _choose(self, snapshot: ClusterSnapshot) -> NodeState:
         """Stays with its node while it may; else the freshest replica, else the primary."""
@@ -254,6 +272,11 @@ class ChangeTail:
             self._connection.terminate()
         self._connection = None
         self._node = None
+
+
+def expired() -> ProblemError:
+    """What is told to who is further behind than what is kept."""
+    return ProblemError("cursor-expired", "Changes behind this event id are no longer kept.")
 
 
 def _to_change(row: asyncpg.Record, token: CausalToken) -> Change:

@@ -1,8 +1,9 @@
 -- The outbox, behind a position: position order is commit order on every node.
 
 -- name: changes
-select change.*, position.*
+select change.*, outbox_floor.position as floor, position.*
 from {position}
+cross join outbox_floor
 left join lateral (
     select outbox.position as change_id, outbox.topic, outbox.kind, outbox.product_id, outbox.sku_id,
            outbox.available, outbox.version
