@@ -90,8 +90,14 @@ async def remove_stock(uow: UnitOfWork, sku_ids: Iterable[int], key: str) -> Ref
     return None
 
 
-async def check_related(uow: UnitOfWork, related: list[int], product_id: int | None) -> dict[int, int]:
+async def check_related(uow: UnitOfWork, related: list[int], product_id: int | None, *, path: str) -> dict[int, int]:
     """Locks the products of a related list, and the product itself where it exists already, in one order.
+
+    Args:
+        uow: the transaction.
+        related: the ids, which may name one twice.
+        product_id: the product whose list it is; None while it is being made.
+        path: of the list in the body that was sent; empty when it is the body.
 
     Returns:
         The versions of all that were locked.
@@ -102,7 +108,7 @@ async def check_related(uow: UnitOfWork, related: list[int], product_id: int | N
     versions = await lock_products(uow, related if product_id is None else [*related, product_id])
     for index, related_id in enumerate(related):
         if related_id not in versions and related_id != product_id:
-            raise ProblemError("invalid-request", f"There is no product {related_id}.", field=f"related[{index}]")
+            raise ProblemError("invalid-request", f"There is no product {related_id}.", field=f"{path}[{index}]")
     return versions
 
 

@@ -68,7 +68,7 @@ select :id, new.position, new.related_id
 async def create_product(command: CreateProduct, uow: UnitOfWork, key: str) -> Verdict:
     """Makes a whole product."""
     body = command.body
-    await check_related(uow, body.related, None)
+    await check_related(uow, body.related, None, path="related")
     row = (await uow.execute(_INSERT, {name: getattr(body, name) for name in _FIELDS}))[0]
     await _insert_features(uow, row.id, body.features)
     await _insert_related(uow, row.id, body.related)
@@ -122,7 +122,7 @@ async def replace_features(command: ReplaceFeatures, uow: UnitOfWork, _key: str)
 async def replace_related(command: ReplaceRelated, uow: UnitOfWork, _key: str) -> Verdict:
     """Sets the list of related products."""
     product_id = command.product_id
-    versions = await check_related(uow, command.body, product_id)
+    versions = await check_related(uow, command.body, product_id, path="")
     if refused := judge_version(product_id, versions.get(product_id), command.if_match):
         return refused
     before, tag = await show_related(uow, product_id), await _raise(uow, product_id)
