@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 
 import asyncpg
 import pytest
@@ -12,14 +13,22 @@ from atelier.problems import ProblemError
 from atelier.writes import dispatch, inventory
 from atelier.writes.commands import (
     ConfirmReservation,
+    Count,
+    CountStock,
+    CreateSku,
     DeleteProduct,
+    DeleteSku,
+    DeleteStyle,
     PatchProduct,
+    PatchStyle,
     ProductPatch,
     ReleaseReservation,
     ReplaceRelated,
     Reservation,
     ReservationLine,
     ReserveStock,
+    Sku,
+    StylePatch,
     VersionMatch,
 )
 from atelier.writes.envelope import Receipt
@@ -60,8 +69,41 @@ async def test_sixty_four_clients_sell_exactly_what_there_is(shop: Shop, databas
     assert await broken_shelves(database, [sku_id]) == []
 
 
+async def test_sixty_four_clients_reserve_and_confirm_exactly_what_there_is(
+    shop: Shop, database: asyncpg.Connection
+) -> None:
+    """The same by way of reservations: 1,000 of 1,280 are made and confirmed, and the ledger has a sale for each."""
+    [sku_id] = await shop.stocked(1_000)
+
+    async def buy() -> list[int]:
+        codes = []
+        for _ in range(20):
+            made = await shop.reserve((sku_id, 1))
+            codes.append(made.status_code)
+            if made.status_code == 201:
+                codes.append((await shop.post(f"/reservations/{made.json()['reservation_id']}/confirm")).status_code)
+        return codes
+
+    codes = [code for bought in await asyncio.gather(*(buy() for _ in range(64))) for code in bought]
+    assert (codes.count(201), codes.count(200), codes.count(409)) == (1_000, 1_000, 280)
+    sold = "select count(*), sum(delta), count(distinct command_key) as keys from stock_movement where sku_id = $1"
+    assert tuple(await database.fetchrow(f"{sold} and kind = 'sale'", sku_id)) == (1_000, -1_000, 1_000)
+    shelf = await database.fetchrow("select on_hand, reserved from stock where sku_id = $1", sku_id)
+    assert tuple(shelf) == (0, 0)
+    assert await broken_shelves(database, [sku_id]) == []
+
+
+@dataclass(frozen=True)
+class Doomed:
+    """A product that is changed while it is sold, and may be deleted, whole or in parts."""
+
+    product_id: int
+    styles: list[int]
+    skus: list[int]
+
+
 async def run_mix(
-    services: Sequence[WriteService], skus: Sequence[int], *, seed: int, commands: int, doomed: Sequence[int] = ()
+    services: Sequence[WriteService], skus: Sequence[int], *, seed: int, commands: int, doomed: Sequence[Doomed] = ()
 ) -> int:
     """Sends a mix with crossing lines to several writing processes at once; returns how many were done.
 
@@ -101,14 +143,23 @@ def _draw(dice: random.Random, held: list[int], skus: Sequence[int]):
     return ConfirmReservation(chosen) if kind < 0.75 else ReleaseReservation(chosen)
 
 
-def _draw_product(dice: random.Random, doomed: Sequence[int]):
-    product_id, other = dice.sample(doomed, 2)
-    kind = dice.random()
-    if kind < 0.2:
-        return DeleteProduct(product_id, VersionMatch())
-    if kind < 0.6:
-        return ReplaceRelated(product_id, [other, product_id, other], VersionMatch())
-    return PatchProduct(product_id, ProductPatch(slogan="still here"), VersionMatch())
+def _draw_product(dice: random.Random, doomed: Sequence[Doomed]):
+    one, other = dice.sample(doomed, 2)
+    style_id, sku_id, any_version = dice.choice(one.styles), dice.choice(one.skus), VersionMatch()
+    kinds = {
+        DeleteProduct: lambda: DeleteProduct(one.product_id, any_version),
+        DeleteStyle: lambda: DeleteStyle(style_id, any_version),
+        DeleteSku: lambda: DeleteSku(sku_id, any_version),
+        CreateSku: lambda: CreateSku(style_id, Sku("XL", 5), any_version),
+        PatchStyle: lambda: PatchStyle(style_id, StylePatch(is_default=True), any_version),
+        PatchProduct: lambda: PatchProduct(one.product_id, ProductPatch(slogan="still here"), any_version),
+        CountStock: lambda: CountStock(sku_id, Count(dice.randint(0, 200)), any_version),
+        ReplaceRelated: lambda: ReplaceRelated(
+            one.product_id, [other.product_id, one.product_id, other.product_id], any_version
+        ),
+    }
+    [kind] = dice.choices(list(kinds), weights=[1, 1, 2, 3, 3, 2, 3, 4])
+    return kinds[kind]()
 
 
 async def count_deadlocks(database: asyncpg.Connection) -> int:
@@ -135,34 +186,45 @@ async def test_no_mix_of_commands_and_expiry_ever_deadlocks(
 async def test_no_mix_with_deleted_products_ever_deadlocks(
     shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
 ) -> None:
-    """Products go, and change the lists of others, while their SKUs are reserved, sold and given back elsewhere."""
-    products = [await make_product(shop, 200, 200) for _ in range(24)]
-    skus = [sku_id for _, ids in products for sku_id in ids]
-    doomed = [product_id for product_id, _ in products]
-    for product_id, other in zip(doomed, doomed[1:] + doomed[:1], strict=True):
-        assert (await shop.send("PUT", f"/products/{product_id}/related", [other])).status_code == 200
+    """Products, styles and SKUs come and go, lists of others change, while all is reserved, counted and sold."""
+    doomed = [await make_product(shop) for _ in range(24)]
+    skus = [sku_id for one in doomed for sku_id in one.skus]
+    for one, other in zip(doomed, doomed[1:] + doomed[:1], strict=True):
+        related = await shop.send("PUT", f"/products/{one.product_id}/related", [other.product_id])
+        assert related.status_code == 200
     before = await count_deadlocks(database)
     async with open_writes(settings_of(cluster), CROWDED) as one, open_writes(settings_of(cluster), CROWDED) as two:
         expiring = asyncio.create_task(expire_some(database, skus, at_once=60))
-        done = await run_mix([one, two], skus, seed=13, commands=1_200, doomed=doomed)
+        done = await run_mix([one, two], skus, seed=13, commands=1_600, doomed=doomed)
         expiring.cancel()
     assert done > 200
     assert await count_deadlocks(database) == before
-    assert await broken_shelves(database, skus) == []
-    left = await database.fetchval("select count(*) from product where id = any($1)", doomed)
-    assert left < len(doomed), "nothing was ever deleted"
+    made = await database.fetch(
+        "select sku.id from sku join style on style.id = style_id where product_id = any($1)",
+        [one.product_id for one in doomed],
+    )
+    assert await broken_shelves(database, [*skus, *(row["id"] for row in made)]) == []
+    assert {row["id"] for row in made} - set(skus), "no SKU was ever added"
+    for table, ids in (
+        ("product", [one.product_id for one in doomed]),
+        ("style", [style_id for one in doomed for style_id in one.styles]),
+        ("sku", skus),
+    ):
+        left = await database.fetchval(f"select count(*) from {table} where id = any($1)", ids)
+        assert left < len(ids), f"no {table} was ever deleted"
     orphans = "select count(*) from reservation_line join reservation using (reservation_id) where sku_id = any($1) "
     assert not await database.fetchval(
         orphans + "and state = 'pending' and sku_id not in (select sku_id from stock)", skus
     )
 
 
-async def make_product(shop: Shop, *quantities: int) -> tuple[int, list[int]]:
-    """A product: its id, and those of its SKUs."""
-    made = await shop.post("/products", product(styles=[style(*quantities)]))
+async def make_product(shop: Shop) -> Doomed:
+    """A product of two styles with two SKUs each, and enough of each."""
+    made = await shop.post("/products", product(styles=[style(200, 200), style(200, 200, **{"default?": False})]))
     assert made.status_code == 201, made.text
-    [one] = (await shop.read(f"/products/{made.json()['id']}/styles", made)).json()["results"]
-    return made.json()["id"], [int(sku_id) for sku_id in one["skus"]]
+    styles = (await shop.read(f"/products/{made.json()['id']}/styles", made)).json()["results"]
+    skus = [int(sku_id) for one in styles for sku_id in one["skus"]]
+    return Doomed(made.json()["id"], [one["style_id"] for one in styles], skus)
 
 
 async def test_control_locks_in_arrival_order_do_deadlock(
