@@ -152,7 +152,9 @@ def _tell_main(main: list[Both]) -> Iterator[Row]:
         Row("commands, 99th percentile", f"{spread([both.commands.p99_ms for both in main], '{:,.0f}'.format)} ms"),
         Row("reads answered from memory", f"{spread(shares, '{:.1f}'.format)} %"),
         Row("answers forgotten, by what the commands changed",
-            f"{spread([both.memory.dropped / both.took_s for both in main], '{:,.0f}'.format)}/s"),
+            f"{spread([both.memory.changed / both.took_s for both in main], '{:,.0f}'.format)}/s"),
+        Row("answers forgotten, to make room",
+            f"{spread([both.memory.evicted / both.took_s for both in main], '{:,.0f}'.format)}/s"),
         Row("lag of the replicas, median / p99 / most", tell_lags([lag for both in main for lag in both.lags])),
     ]  # fmt: skip
 

@@ -220,7 +220,9 @@ def start_load(
     """Starts the generator; its report is for `parse_load`."""
     script = folder / f"load-{type(what).__name__.lower()}.lua"  # one of a kind runs at a time
     pace = _PACE.format(every_ms=1000 / per_s) if per_s else ""
-    script.write_text(_HEAD.format(seed=5) + pace + _TELL + what.script(), encoding="utf-8")
+    # Another seed each time: with the same one every load would ask for what the one before has just asked for.
+    head = _HEAD.format(seed=secrets.randbelow(2**31))
+    script.write_text(head + pace + _TELL + what.script(), encoding="utf-8")
     command = [find_tool("wrk", "wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "10s",
                "-s", str(script), url]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -22,16 +22,24 @@ _COMMAND_RATES = (0, 100, 500, 1_000)
 _COMMAND_CONNECTIONS = 256
 # Below this part of the rate that was asked for a level was not applied.
 _APPLIED = 0.95
-_MOST_WARM_LOADS, _STEADY = 24, 0.02
+_MOST_WARM_LOADS, _NEARLY_ALL = 24, 0.95
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a process has counted of its memory: answers from it, answers that were not there, answers forgotten."""
+    """What a process has counted of its memory.
+
+    Attributes:
+        hits: answers from it.
+        misses: answers that were not there, or would not do.
+        changed: answers that were forgotten because a command changed what they show.
+        evicted: answers that were forgotten to make room.
+    """
 
     hits: float
     misses: float
-    dropped: float
+    changed: float
+    evicted: float
 
     @property
     def share(self) -> float:
@@ -40,7 +48,12 @@ class Memory:
 
     def since(self, before: "Memory") -> "Memory":
         """What came since an earlier look."""
-        return Memory(self.hits - before.hits, self.misses - before.misses, self.dropped - before.dropped)
+        return Memory(
+            self.hits - before.hits,
+            self.misses - before.misses,
+            self.changed - before.changed,
+            self.evicted - before.evicted,
+        )
 
 
 @dataclass(frozen=True)
@@ -73,22 +86,26 @@ def count_memory(service: Running) -> Memory:
     """What a process has counted until now."""
     with connect(service) as send:
         text = send("GET", "/metrics")[2].decode()
+    names = (
+        r"hits_total\S*",
+        r"misses_total\S*",
+        r'dropped_total\{reason="changed"\}',
+        r'dropped_total\{reason="evicted"\}',
+    )
     counts = (
-        sum(float(value) for value in re.findall(rf"^atelier_cache_{name}_total\S* (\S+)$", text, re.MULTILINE))
-        for name in ("hits", "misses", "dropped")
+        sum(float(value) for value in re.findall(rf"^atelier_cache_{name} (\S+)$", text, re.MULTILINE))
+        for name in names
     )
     return Memory(*counts)
 
 
 def _warm_up(stand: Stand, service: Running, skus: list[int]) -> float:
-    """Loads until the share of answers from memory stands; returns it."""
-    share = -1.0
+    """Loads until memory is full, or has nearly all; returns the share of answers from it."""
     for _ in range(_MOST_WARM_LOADS):
-        before, was = _measure_level(stand, service, skus, 500).memory.share, share
-        share = before
-        if abs(share - was) < _STEADY:
+        memory = _measure_level(stand, service, skus, 500).memory
+        if memory.evicted or memory.share >= _NEARLY_ALL:
             break
-    return share
+    return memory.share
 
 
 def _measure_level(stand: Stand, service: Running, skus: list[int], per_s: int) -> Level:
@@ -122,8 +139,9 @@ def _tell_level(per_s: int, levels: list[Level], seconds: int) -> Iterator[Row]:
         applied = statistics.median(load.per_s for load in done) >= _APPLIED * per_s
         yield Row(f"the commands, of {per_s:,}/s asked", f"{_tell(done)}{'' if applied else ': NOT APPLIED'}")
     share = statistics.median(level.memory.share for level in levels)
-    dropped = statistics.median(level.memory.dropped / seconds for level in levels)
-    words = f"{100 * share:.0f} %, {dropped:,.0f}/s forgotten"
+    changed = statistics.median(level.memory.changed / seconds for level in levels)
+    evicted = statistics.median(level.memory.evicted / seconds for level in levels)
+    words = f"{100 * share:.0f} %; forgotten {changed:,.0f}/s for changes, {evicted:,.0f}/s for room"
     yield Row(f"answers from memory at {per_s:,} commands/s", words)
     yield _tell_lag(f"lag at {per_s:,} commands/s, median / p99 / most", levels)
 

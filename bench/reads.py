@@ -180,7 +180,9 @@ def kept_span(stand: Stand) -> tuple[int, int]:
 
 def fill_memory(stand: Stand, service: Running) -> None:
     """Asks for all of what will be asked for from memory."""
-    run_load(service.url, Reads(MIX, kept_span(stand)), stand.folder, seconds=6)
+    walk = Reads((PRODUCT, STYLES, RELATED), kept_span(stand), walked=0)
+    for what in (walk, Reads(MIX, kept_span(stand))):
+        run_load(service.url, what, stand.folder, seconds=3)
 
 
 def measure_causal(stand: Stand, service: Running, times: int = 300) -> list[float]:

@@ -45,7 +45,7 @@ def draw_pictures(results: Mapping[str, Sequence[Row]]) -> dict[str, str]:
         pictures["growth"] = draw_curves("Answers a second by products of the catalogue", curves, by_tens=True)
     if knee := [row for row in results.get("headline", ()) if row.at is not None]:
         limit = [(row.at or 0.0, float(LIMIT_MS)) for row in knee]
-        curves = {"p99 in ms, from when it was due": _points(knee, ""), f"the limit, {LIMIT_MS} ms": limit}
+        curves = {"99th percentile, ms": _points(knee, ""), f"the limit, {LIMIT_MS} ms": limit}
         pictures["knee"] = draw_curves("99th percentile by reads a second that were asked for", curves, tall_tens=True)
     if mixed := results.get("mixed", ()):
         reads = _bars([row for row in mixed if row.name.startswith("reads beside")])
@@ -69,7 +69,7 @@ def draw_curves(
     """
     points = [point for curve in curves.values() for point in curve]
     along = _Axis([x for x, _ in points], _LEFT, _WIDTH - 190, by_tens=by_tens)
-    up = _Axis([y for _, y in points], _HEIGHT - 30, 34, by_tens=tall_tens)
+    up = _Axis([y for _, y in points], _HEIGHT - 30, 50, by_tens=tall_tens)
     lines = [f'<text x="0" y="16" font-weight="600" fill="{_INK}">{html.escape(title)}</text>']
     lines += [_text(along.place(x), _HEIGHT - 8, f"{x:,.0f}", "middle") for x in sorted({x for x, _ in points})]
     for name, colour in zip(curves, (_FILL, _SECOND, _THIRD), strict=False):

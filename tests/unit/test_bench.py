@@ -103,6 +103,17 @@ def test_commands_can_be_drawn_as_products_are_read(tmp_path: Path) -> None:
     assert "local skus = {3, 5}" in load.Commands("key", [3, 5]).script()
 
 
+def test_no_two_loads_ask_for_the_same_in_the_same_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Or whatever the first one asked for would be in memory for the second."""
+    monkeypatch.setattr(load, "find_tool", lambda *_: "true")
+    scripts = set()
+    for _ in range(4):
+        what = load.Reads(load.MIX, (1, 100))
+        load.start_load("http://127.0.0.1:1", what, tmp_path, seconds=1, connections=1, per_s=None).communicate()
+        scripts.add((tmp_path / "load-reads.lua").read_text())
+    assert len(scripts) == 4
+
+
 def test_the_frames_of_a_profile_are_the_innermost_ones_by_their_share() -> None:
     """One function called from two places is one frame."""
     raw = "main;loop;answer 6\nmain;answer 2\nmain;loop;send 2\n"
