@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import signal
 import sys
 import time
 from pathlib import Path
@@ -38,6 +39,8 @@ def main() -> int:
     unknown = set(options.subjects) - set(SUBJECTS)
     if unknown:
         parser.error(f"there is no {min(unknown)!r}; there are {', '.join(SUBJECTS)}")
+    # Told to end it takes its servers with it, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return run(options)
     except BenchError as error:
