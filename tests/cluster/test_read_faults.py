@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import asyncpg
@@ -18,6 +19,7 @@ from atelier.topology import monitor as monitor_module
 from atelier.topology.sources import NodesFile
 from tests.fixtures.proxied import NODES, REPLICAS, make_visible_product, open_behind_proxies, run
 from tests.fixtures.reading import Reading, Shop, make_settings, open_reading, open_shop
+from tests.fixtures.tcp_proxy import open_proxy
 from tests.support import role_dsn
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
@@ -285,6 +287,48 @@ async def test_over_the_cap_the_least_stale_replica_answers_where_the_settings_s
         assert stale
         assert all(answer.reason == "stale-replica" and answer.lag_ms for answer in stale)
         assert any(answer.node == "pg1" for answer in answers)
+
+
+async def test_a_stale_replica_that_fails_leaves_it_to_the_other_and_blames_nobody_else(
+    cluster: EmbeddedCluster, shop: Shop
+) -> None:
+    """The primary, which had no room, is neither ejected for it nor taken for gone."""
+    changes = {
+        "ATELIER_PRIMARY_READ_CONNECTIONS": "1",
+        "ATELIER_PRIMARY_READ_WAITING": "1",
+        "ATELIER_MERGED_READS": "1",
+        "ATELIER_MAX_LAG_MS": "0",
+        "ATELIER_WHEN_PRIMARY_FULL": "stalest",
+    }
+    async with open_behind_proxies(cluster, **changes) as (reading, proxies):
+        product_id = await make_visible_product(reading, shop)
+        assert (await reading.product(product_id)).node == "pg1"
+        proxies["pg2"].cut_when_client_sends(b"feature", deliver=False, times=10_000)
+        answers = await asyncio.gather(*(reading.product(product_id) for _ in range(30)))
+        assert {answer.node for answer in answers} == {"pg1", "pg3"}
+        assert {answer.reason for answer in answers if answer.node == "pg3"} == {"stale-replica"}
+        assert proxies["pg2"].cuts >= 1
+        assert reading.executor.ejected_until_s("pg2") is not None
+        assert reading.executor.ejected_until_s("pg1") is None
+
+
+async def test_the_last_try_is_the_primarys(cluster: EmbeddedCluster, shop: Shop) -> None:
+    """Three replicas that are well to all looks, and cut every read: a sibling is tried once, no more."""
+    async with AsyncExitStack() as stack:
+        servers = {"pg1": "pg1", "pg2": "pg2", "pg3": "pg3", "pg4": "pg3"}
+        proxies = {
+            name: await stack.enter_async_context(open_proxy("127.0.0.1", cluster.node(server).port))
+            for name, server in servers.items()
+        }
+        nodes = ",".join(f"{name}=127.0.0.1:{proxy.port}" for name, proxy in proxies.items())
+        reading = await stack.enter_async_context(open_reading(make_settings(cluster, {"ATELIER_NODES": nodes})))
+        await reading.until_roles(pg1="primary", pg2="replica", pg3="replica", pg4="replica")
+        product_id = await make_visible_product(reading, shop)
+        for name in ("pg2", "pg3", "pg4"):
+            proxies[name].cut_when_client_sends(b"feature", deliver=False, times=10_000)
+        answer = await reading.product(product_id)
+        assert (answer.node, answer.reason) == ("pg1", "replicas-failed")
+        assert sum(proxies[name].cuts for name in servers) == 2
 
 
 async def test_a_lone_read_is_not_delayed(cluster: EmbeddedCluster, shop: Shop) -> None:
