@@ -178,7 +178,7 @@ async def test_a_node_is_probed_about_every_100_ms_while_nobody_waits(monkeypatc
         began_s = seen.began_s["pg1"][first:]
     gaps_s = sorted(after - before for before, after in pairwise(began_s))
     assert gaps_s[0] > 0.099
-    assert gaps_s[len(gaps_s) // 2] < 0.2
+    assert gaps_s[len(gaps_s) // 2] < 0.4
 
 
 async def test_nodes_are_probed_faster_while_somebody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
