@@ -226,6 +226,7 @@ async def test_position_of_a_seal_makes_a_token_that_contains_its_entries(
     given = keys.open(done.headers["Atelier-Token"])
     assert (seal["system_id"], seal["timeline"]) == (given.system_id, given.timeline)
     assert Lsn(entry["position"]) < given.lsn
+    assert Lsn(entry["position"]) < Lsn(seal["position"])
     made = keys.seal(CausalToken(seal["system_id"], seal["timeline"], Lsn(seal["position"])))
     shown = await shop.http.get(f"/inventory/{sku_id}", headers={"Atelier-Token": made})
     assert (shown.status_code, shown.json()["on_hand"]) == (200, 3)

@@ -1,12 +1,14 @@
 """The rate limit of a key: off unless set, told in headers, shared among processes."""
 
+import asyncio
+
 import httpx
 import pytest
 
 from atelier.access.rate import RateLimit, RateLimiter
 from atelier.embedded.cluster import EmbeddedCluster
 from atelier.problems import ProblemError
-from tests.commands.conftest import Shop, serving
+from tests.commands.conftest import Shop, new_key, serving
 
 
 def test_no_limit_says_nothing() -> None:
@@ -45,6 +47,25 @@ def test_processes_share_the_limit_in_equal_parts() -> None:
         limiter.take(1)
     with pytest.raises(ProblemError):
         limiter.take(1)
+
+
+@pytest.mark.anyio
+@pytest.mark.cluster
+async def test_key_of_a_command_that_came_too_fast_stays_free(cluster: EmbeddedCluster) -> None:
+    """429 is no outcome: the same command under the same key is carried out as soon as there is room for it."""
+    async with serving(cluster, ATELIER_RATE_PER_S="1", ATELIER_RATE_BURST="1", ATELIER_WORKERS="1") as service:
+        headers = {"Authorization": f"Bearer {service.key}"}
+        async with httpx.AsyncClient(base_url=service.url, headers=headers, timeout=30) as http:
+            shop, keys = Shop(http), []
+            refused = None
+            while refused is None or refused.status_code != 429:
+                keys.append(new_key())
+                refused = await shop.adjust(2**62, 1, Idempotency_Key=keys[-1])
+                assert len(keys) < 20, "twenty commands in no time, and none was too many"
+            async with asyncio.timeout(15):
+                while (again := await shop.adjust(2**62, 1, Idempotency_Key=keys[-1])).status_code == 429:
+                    await asyncio.sleep(0.1)
+    assert (again.status_code, again.headers.get("Idempotency-Replayed")) == (404, None)
 
 
 @pytest.mark.anyio

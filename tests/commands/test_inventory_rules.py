@@ -2,11 +2,20 @@
 
 import asyncio
 import re
+import time
+from collections.abc import Callable
 
 import asyncpg
+import httpx
 import pytest
 
-from tests.commands.conftest import Shop, wait_until_blocked
+from atelier.embedded.cluster import EmbeddedCluster
+from atelier.loading.files import find_files
+from atelier.loading.importer import ImportOptions, import_catalogue
+from atelier.loading.progress import Silent
+from atelier.loading.seed import DEMO_FOLDER
+from tests.commands.conftest import Shop, new_key, serving, wait_until_blocked
+from tests.support import role_dsn
 
 pytestmark = pytest.mark.anyio
 
@@ -113,6 +122,55 @@ async def test_confirm_after_the_expiry_is_refused_before_it_was_swept(
         await wait_until_blocked(database)
     refused = await confirming
     assert (refused.status_code, refused.json()["type"]) == (409, "/problems/reservation-expired")
+
+
+async def test_movements_outlive_their_sku(shop: Shop) -> None:
+    """What was on hand is written off as removed, so the ledger adds up to nothing, and can still be read."""
+    [sku_id] = await shop.stocked(5)
+    await shop.adjust(sku_id, -2, Idempotency_Key=(adjusted := new_key()))
+    gone = await shop.send("DELETE", f"/skus/{sku_id}", Idempotency_Key=(removed := new_key()))
+    assert gone.status_code == 204
+    assert (await shop.read(f"/inventory/{sku_id}", gone)).status_code == 404
+    path = f"/inventory/{sku_id}/movements"
+    rows = (await shop.read(path, gone)).json()
+    assert [list(row) for row in rows] == [["movement_id", "delta", "kind", "reason", "command_key", "at"]] * 3
+    assert [(row["delta"], row["kind"], row["reason"]) for row in rows] == [
+        (5, "initial", None),
+        (-2, "adjustment", "test"),
+        (-3, "removed", None),
+    ]
+    assert [row["command_key"] for row in rows[1:]] == [adjusted, removed]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", row["at"]) for row in rows)
+    first, second, third = (row["movement_id"] for row in rows)
+    assert first < second < third
+    assert (await shop.read(f"{path}?after={first}", gone)).json() == rows[1:]
+    assert (await shop.read(f"{path}?after={first}&count=1", gone)).json() == rows[1:2]
+    assert (await shop.read(f"{path}?after={third}", gone)).json() == []
+    assert (await shop.read(f"{path}?after=-1", gone)).status_code == 400
+
+
+async def test_import_ends_reservations_and_says_so(make_cluster: Callable[..., EmbeddedCluster]) -> None:
+    """409 catalogue-replaced to whoever confirms or releases one afterwards, and nothing moves."""
+    cluster = await asyncio.to_thread(make_cluster, replicas=0)
+    async with serving(cluster) as service:
+        headers = {"Authorization": f"Bearer {service.key}"}
+        async with httpx.AsyncClient(base_url=service.url, headers=headers, timeout=30) as http:
+            shop = Shop(http)
+            [sku_id] = await shop.stocked(5)
+            held = [(await shop.reserve((sku_id, 1))).headers["Location"] for _ in range(2)]
+            await import_catalogue(
+                find_files([DEMO_FOLDER]),
+                role_dsn(cluster, "migrator"),
+                options=ImportOptions(),
+                watcher=Silent(),
+                clock=time.monotonic,
+            )
+            for location, verb in zip(held, ("confirm", "release"), strict=True):
+                late = await shop.post(f"{location}/{verb}")
+                assert (late.status_code, late.json()["type"]) == (409, "/problems/catalogue-replaced"), late.text
+                assert (await shop.read(location, late)).json()["state"] == "released"
+            # The number is another SKU's now.
+            assert (await shop.read(f"/inventory/{sku_id}", late)).json()["reserved"] == 0
 
 
 async def test_unknown_things_are_not_found(shop: Shop) -> None:

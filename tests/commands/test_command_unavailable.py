@@ -1,0 +1,75 @@
+"""What a client of the real service is told while the primary does not do its part, and what its key is worth later."""
+
+import asyncio
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from atelier.embedded.cluster import EmbeddedCluster
+from tests.commands.conftest import Shop, new_key, serving
+from tests.commands.writing import open_proxy
+
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+
+SOON = {"ATELIER_COMMAND_MS": "1500"}
+
+
+def check_problem(answer: httpx.Response, name: str) -> None:
+    """503, which problem, and when to come again."""
+    assert (answer.status_code, answer.json()["type"]) == (503, f"/problems/{name}"), answer.text
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert answer.json()["retry_after_s"] == int(answer.headers["Retry-After"])
+
+
+async def wait_until_ready(http: httpx.AsyncClient, *, status: int) -> None:
+    """Waits until the service says that it can do its work, or that it cannot."""
+    async with asyncio.timeout(30):
+        while (await http.get("/health/ready")).status_code != status:
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(("moment", "replayed"), [("hold", "true"), ("cut-before", None)])
+async def test_lost_commit_is_told_and_settled_by_its_key(
+    cluster: EmbeddedCluster, moment: str, replayed: str | None
+) -> None:
+    """503 outcome-unknown is no outcome: the key gives what was committed, or does what never was. Once, either way."""
+    async with open_proxy(cluster.primary.port) as proxy:
+        nodes = f"{cluster.primary.name}=127.0.0.1:{proxy.port}"
+        async with serving(cluster, ATELIER_NODES=nodes, **SOON) as service:
+            headers = {"Authorization": f"Bearer {service.key}"}
+            async with httpx.AsyncClient(base_url=service.url, headers=headers, timeout=30) as http:
+                shop, key = Shop(http), new_key()
+                [sku_id] = await shop.stocked(5)
+                proxy.on_commit = lambda: moment
+                check_problem(await shop.adjust(sku_id, -2, Idempotency_Key=key), "outcome-unknown")
+                proxy.on_commit = lambda: "pass"
+                proxy.release.set()
+                again = await shop.adjust(sku_id, -2, Idempotency_Key=key)
+                assert (again.status_code, again.headers.get("Idempotency-Replayed")) == (200, replayed)
+                assert again.json()["lines"][0]["on_hand"] == 3
+
+
+async def test_command_without_a_primary_is_told_so_and_its_key_stays_free(
+    make_cluster: Callable[..., EmbeddedCluster],
+) -> None:
+    """503 primary-unavailable, nothing done; the same key does it when the primary is back."""
+    cluster = await asyncio.to_thread(make_cluster, replicas=0)
+    async with serving(cluster, **SOON) as service:
+        headers = {"Authorization": f"Bearer {service.key}"}
+        async with httpx.AsyncClient(base_url=service.url, headers=headers, timeout=30) as http:
+            shop, key = Shop(http), new_key()
+            [sku_id] = await shop.stocked(5)
+            await asyncio.to_thread(cluster.kill, cluster.primary.name)
+            await wait_until_ready(http, status=503)
+            # One that was begun when its time was over is told less than that; nothing of it was done either.
+            async with asyncio.timeout(30):
+                while "outcome-unknown" in (refused := await shop.adjust(sku_id, -2, Idempotency_Key=key)).text:
+                    pass
+            check_problem(refused, "primary-unavailable")
+            await asyncio.to_thread(cluster.start)
+            await wait_until_ready(http, status=200)
+            again = await shop.adjust(sku_id, -2, Idempotency_Key=key)
+            assert (again.status_code, again.headers.get("Idempotency-Replayed")) == (200, None)
+            assert again.json()["lines"][0]["on_hand"] == 3
