@@ -4,6 +4,7 @@ The invariant, whatever the snapshot: the chosen node has replayed everything th
 bound that was asked for; what is unknown satisfies nothing; and where any node is allowed, one is chosen.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -213,25 +214,37 @@ def _pick(candidates: list[NodeState], strategy: Strategy, loads: Mapping[str, L
     if len(candidates) == 1:
         return candidates[0]
     match strategy:
-        case "round-robin":
-            rivals = candidates
-        case "random-two-choices":
-            return _find_least(_draw_two(candidates, loads, turn), loads, timed=False, near=1)[0]
-        case "latency-ewma":
-            rivals = _find_least(candidates, loads, timed=True, near=_NEAR)
         case "least-outstanding":
-            rivals = _find_least(candidates, loads, timed=False, near=1)
-    return rivals[_whose_turn(rivals, loads, turn)]
+            candidates = _find_least_busy(candidates, loads)
+        case "random-two-choices":
+            return _find_least_busy(_draw_two(candidates, loads, turn), loads)[0]
+        case "latency-ewma":
+            candidates = _find_fastest(candidates, loads)
+        case "round-robin":
+            pass
+    return candidates[_whose_turn(candidates, loads, turn)]
 
 
-def _find_least(candidates: list[NodeState], loads: Mapping[str, Load], *, timed: bool, near: float) -> list[NodeState]:
-    """Those that have least to do for their weight, by number or by time; up to `near` times as much is the same."""
+def _find_least_busy(candidates: list[NodeState], loads: Mapping[str, Load]) -> list[NodeState]:
+    """Those that have least to do for their weight."""
+    least, found = math.inf, candidates
+    for node in candidates:
+        load = loads.get(node.address.name, _NO_LOAD)
+        cost = load.in_flight / load.weight
+        if cost < least:
+            least, found = cost, [node]
+        elif cost == least:
+            found.append(node)
+    return found
+
+
+def _find_fastest(candidates: list[NodeState], loads: Mapping[str, Load]) -> list[NodeState]:
+    """Those that will answer first, by their averages and by what they have to do for their weight; or nearly so."""
     costs = []
     for node in candidates:
         load = _load(loads, node)
-        share = load.in_flight / load.weight
-        costs.append(load.ewma_ms * (1 + share) if timed else share)
-    limit = min(costs) * near
+        costs.append(load.ewma_ms * (1 + load.in_flight / load.weight))
+    limit = min(costs) * _NEAR
     return [node for node, cost in zip(candidates, costs, strict=True) if cost <= limit]
 
 
@@ -244,10 +257,14 @@ def _draw_two(candidates: list[NodeState], loads: Mapping[str, Load], turn: int)
 
 def _whose_turn(candidates: list[NodeState], loads: Mapping[str, Load], turn: int) -> int:
     """Goes round, staying at each node for as many turns as its weight."""
-    if len(candidates) == 1:
+    count = len(candidates)
+    if count == 1:
         return 0
-    weights = [max(1, round(_load(loads, node).weight)) for node in candidates]
-    place = turn % sum(weights)
+    weights = [loads.get(node.address.name, _NO_LOAD).weight for node in candidates]
+    total = sum(weights)
+    place = turn % total
+    if total == count:  # no weights: the usual case
+        return int(place)
     for number, weight in enumerate(weights):
         if place < weight:
             return number
