@@ -335,3 +335,32 @@ async def promote_alone(cluster: EmbeddedCluster, name: str) -> None:
         assert await admin.fetchval("select pg_promote()")
     finally:
         await admin.close()
+
+
+async def test_a_replica_of_a_deposed_primary_shows_nothing_of_it_before_it_is_seen_to_have_gone_on(
+    broken: EmbeddedCluster,
+) -> None:
+    """At the fork it is a replica still; what it replays beyond it is in no answer, though nobody has looked yet."""
+    async with open_reading(make_settings(broken)) as reading, open_shop(broken) as left_behind:
+        await reading.until_roles(pg1="primary", pg2="replica", pg3="replica")
+        _, sku_id = await left_behind.make_sku(1)
+        await reading.until_replayed(await left_behind.set_stock(sku_id, 2))
+        await asyncio.to_thread(broken.freeze, "pg1")
+        await promote_alone(broken, "pg2")
+        await reading.until_roles(pg2="primary", pg3="replica")
+        await asyncio.to_thread(broken.thaw, "pg1")
+        await reading.until_roles(pg1="deposed", pg2="primary", pg3="replica")
+        answers: list[Answer] = []
+        is_over = asyncio.Event()
+
+        async def read() -> None:
+            while not is_over.is_set():
+                answers.append(await reading.stock(sku_id))
+
+        readers = [asyncio.create_task(read()) for _ in range(5)]
+        await reading.until(lambda: any(answer.node == "pg3" for answer in answers))
+        await left_behind.set_stock(sku_id, 666)
+        await reading.until_roles(pg1="deposed", pg2="primary", pg3="unknown")
+        is_over.set()
+        await asyncio.gather(*readers)
+        assert {shown(answer) for answer in answers} == {2}

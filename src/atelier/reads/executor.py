@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from atelier.reads.router import Policy, PrimaryUse, Route, choose
 from atelier.reads.wait import admit, merge, timeline_later
 from atelier.settings import WhenFull
 from atelier.telemetry import DECISIONS, EJECTIONS, RETRIES, WAITS
-from atelier.token import CausalToken
+from atelier.token import CausalToken, Standing
 from atelier.topology.monitor import TopologyMonitor, Whom
 from atelier.topology.state import ClusterSnapshot, NodeState, Observation
 
@@ -84,6 +85,10 @@ class Answer(msgspec.Struct, frozen=True):
     observed: Observation | None = None
 
 
+# A node that failed may be asked again when it has been seen in another role, or after another start.
+_Start = tuple[str, datetime | None, bool]
+
+
 class _TooOldError(Exception):
     """The answer came so late that the bound on its age no longer holds."""
 
@@ -97,7 +102,7 @@ class _Try(msgspec.Struct):
     ask: Ask
     timings: Timings = msgspec.field(default_factory=Timings)
     tries: int = 0
-    failed: set[str] = msgspec.field(default_factory=set)
+    failed: set[_Start] = msgspec.field(default_factory=set)
     primary_use: PrimaryUse = "fallback"
     error: Exception | None = None
     alone: bool = False
@@ -197,7 +202,7 @@ class ReadExecutor:
     def _choose(self, snapshot: ClusterSnapshot, one: _Try) -> Route:
         loads = self._pools.loads(snapshot, self._monitor)
         if one.failed:
-            snapshot = replace(snapshot, nodes=tuple(n for n in snapshot.nodes if n.name not in one.failed))
+            snapshot = replace(snapshot, nodes=tuple(n for n in snapshot.nodes if _start_of(n) not in one.failed))
         return choose(
             snapshot,
             one.ask.token,
@@ -236,6 +241,9 @@ class ReadExecutor:
         # The node was chosen because it had replayed the token, so what it has seen contains it; but for a read that
         # did not ask for that.
         token = mint(node, outcome.row, timeline)
+        # A standby that still follows a deposed primary is beyond the fork before the monitor has seen that it is.
+        if self._monitor.snapshot.judge(token) is Standing.LOST:
+            raise PositionMovedError
         if one.ask.token is not None and one.ask.policy.consistency == "eventual":
             token = await merge(self._monitor, one.ask.token, token, one.ask.deadline)
         DECISIONS.count(node.name, reason)
@@ -257,7 +265,7 @@ class ReadExecutor:
             # Another rider may be why, so the node is not blamed for this read; if it was ejected, others go first.
             one.alone = True
         else:
-            one.failed.add(node.name)
+            one.failed.add(_start_of(node))
         if one.tries == ATTEMPTS - 1 and one.primary_use == "fallback":
             one.primary_use = "first"
         if isinstance(error, (NodeFailedError, PositionMovedError)):
@@ -275,3 +283,8 @@ class ReadExecutor:
         if one.ask.policy.consistency == "strong":
             return PrimaryUnavailableError(message)
         return NoReplicaError(message)
+
+
+def _start_of(node: NodeState) -> _Start:
+    seen = node.observation
+    return (node.name, seen.started_at, seen.in_recovery) if seen else (node.name, None, False)
