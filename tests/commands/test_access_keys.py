@@ -227,6 +227,15 @@ async def test_operator_makes_a_key_that_ends_by_itself(
             pass
 
 
+async def revoke(cluster: EmbeddedCluster, key: str) -> None:
+    """Revokes a key on the primary."""
+    connection = await asyncpg.connect(role_dsn(cluster, "writer"))
+    try:
+        await revoke_key(connection, key.split("_")[1])
+    finally:
+        await connection.close()
+
+
 @pytest.mark.soak
 async def test_revoked_key_is_refused_by_reads_within_a_second_while_no_replica_replays(
     make_cluster: Callable[..., EmbeddedCluster],
@@ -236,7 +245,6 @@ async def test_revoked_key_is_refused_by_reads_within_a_second_while_no_replica_
     async with serving(cluster) as service:
         key = await make_key(cluster, name=new_key())
         headers = {"Authorization": f"Bearer {key}"}
-        database = await asyncpg.connect(role_dsn(cluster, "writer"))
         async with httpx.AsyncClient(base_url=service.url, headers=headers, timeout=30) as http:
             replicas = {name for name in cluster.nodes if name != cluster.primary.name}
             asked: set[str] = set()
@@ -245,8 +253,7 @@ async def test_revoked_key_is_refused_by_reads_within_a_second_while_no_replica_
                     asked.add((await http.get("/inventory/1")).headers["Atelier-Served-By"])
             for name in sorted(replicas):
                 await asyncio.to_thread(cluster.pause_replay, name)
-            await revoke_key(database, key.split("_")[1])
+            await revoke(cluster, key)
             revoked_at_s = asyncio.get_running_loop().time()
             while (await http.get("/inventory/1")).status_code != 401:
                 assert asyncio.get_running_loop().time() - revoked_at_s < 1.0
-        await database.close()
