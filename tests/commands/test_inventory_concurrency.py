@@ -117,7 +117,9 @@ async def run_mix(
     dice, held = random.Random(seed), list[int]()
 
     async def send() -> int:
-        command = _draw_product(dice, doomed) if doomed and dice.random() < 0.15 else _draw(dice, held, skus)
+        # Of two products only, so that who removes one whole meets others on several of its shelves.
+        near = [sku_id for one in dice.sample(doomed, 2) for sku_id in one.skus] if doomed else skus
+        command = _draw_product(dice, doomed) if doomed and dice.random() < 0.15 else _draw(dice, held, near)
         receipt = await dice.choice(services).submit(make_order(command, within_s=30))
         assert isinstance(receipt, Receipt)
         expected = {200, 201, 204, 404, 409} | ({400} if isinstance(command, ReplaceRelated) else set())
