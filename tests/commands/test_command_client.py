@@ -1,8 +1,15 @@
 """The client for Python: one effect per command over broken connections, and reads that contain what it wrote."""
 
+import ast
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
 import httpx
 import pytest
 
+import atelier.client as client_module
 from atelier.client import AtelierClient, RefusedError, RetryPolicy
 from atelier.errors import HistoryLostError, OutcomeUnknownError
 from tests.commands.conftest import Shop, new_key
@@ -45,6 +52,32 @@ async def test_client_applies_a_command_once_over_lost_answers(shop: Shop, servi
         answers = [await client.post("/inventory/adjustments", lines) for _ in range(10)]
         assert (await client.get(f"/inventory/{sku_id}")).json()["on_hand"] == 10
     assert {answer.headers.get("Idempotency-Replayed") for answer in answers} == {"true"}
+
+
+README = Path(__file__).parents[2] / "README.md"
+EXAMPLE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+@pytest.mark.parametrize("text", [README.read_text(encoding="utf-8"), client_module.__doc__], ids=["readme", "module"])
+async def test_example_works_as_it_is_printed(shop: Shop, service: Service, text: str) -> None:
+    """But for the address, the key and the SKU, which are the reader's own."""
+    [sku_id] = await shop.stocked(5)
+    [example] = EXAMPLE.findall(text)
+    for printed, own in (("http://127.0.0.1:8000", service.url), ("37", str(sku_id))):
+        assert printed in example
+        example = example.replace(printed, own)
+    code = compile(example, "example", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    names: dict[str, Any] = {"key": service.key, "AtelierClient": AtelierClient}
+    await eval(code, names)  # noqa: S307  it is our own text
+    assert names["sold"].json()["state"] == "confirmed"
+    assert names["stock"].json()["on_hand"] == 4
+
+
+def test_readme_names_the_extra_that_the_client_needs() -> None:
+    """What a reader is told to install is there, and brings httpx."""
+    [named] = re.findall(r"pip install '\.\[(\w+)\]'", README.read_text(encoding="utf-8"))
+    project = tomllib.loads(README.with_name("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert any(one.startswith("httpx") for one in project["optional-dependencies"][named])
 
 
 async def test_client_raises_refusals_with_their_document(shop: Shop, service: Service) -> None:
