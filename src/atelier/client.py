@@ -7,8 +7,8 @@ async with AtelierClient("http://127.0.0.1:8000", api_key=key) as shop:
     stock = await shop.get("/inventory/37")  # contains the sale, whichever replica answers
 ```
 
-Needs httpx, which the extra `client` brings (`pip install '.[client]'`). Nothing of the service is imported but its tree
-of errors.
+Needs httpx, which the extra `client` brings (`pip install '.[client]'`). Nothing of the service is imported but its
+tree of errors.
 """
 
 import asyncio
