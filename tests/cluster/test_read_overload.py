@@ -219,6 +219,8 @@ async def test_a_node_that_hangs_is_counted_and_shown(cluster: EmbeddedCluster) 
     async with open_proxies(cluster) as proxies:
         nodes = ",".join(f"{name}=127.0.0.1:{proxy.port}" for name, proxy in proxies.items())
         settings = {"ATELIER_NODES": nodes, "ATELIER_CACHE_BYTES": "0", "ATELIER_WAIT_MS": "50"}
+        # Longer than a probe: what ejects the node is its silence, before any statement has failed.
+        settings |= {"ATELIER_STATEMENT_MS": "2500"}
         async with serving(cluster, **settings) as service, open_client(service) as shop:
             [sku_id] = await shop.stocked(5)
             path = f"/products/{await find_product(cluster, sku_id)}"
@@ -227,8 +229,9 @@ async def test_a_node_that_hangs_is_counted_and_shown(cluster: EmbeddedCluster) 
             proxies["pg2"].hang()
             reads = [asyncio.ensure_future(read(shop, path)) for _ in range(20)]
             async with asyncio.timeout(10):
-                while not (await describe(shop, "pg2"))["ejected_until"]:
+                while not (node := await describe(shop, "pg2"))["ejected_until"]:
                     await asyncio.sleep(0.01)
+            assert node["role"] == "replica"
             assert {answer.status_code for answer in await asyncio.gather(*reads)} == {200}
             # Then it counts as unreachable: no other spell.
             async with asyncio.timeout(10):

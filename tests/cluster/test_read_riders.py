@@ -163,7 +163,8 @@ async def test_a_batch_that_is_cut_for_one_id_fails_nobody_else(
     cluster: EmbeddedCluster, consistency: str, names: tuple[str, ...]
 ) -> None:
     """It takes longer than a statement may; the others are asked again, without it."""
-    async with open_over(cluster, names, ATELIER_STATEMENT_MS="300") as reading:
+    async with open_over(cluster, names) as reading:
+        await run(reading, DROWSY, 1, consistency=consistency)
         keys = [*range(1, 10), 666, *range(10, 20)]
         results = await asyncio.gather(
             *(run(reading, DROWSY, key, consistency=consistency) for key in keys), return_exceptions=True
@@ -177,7 +178,7 @@ async def test_a_statement_that_is_cut_while_its_node_answers_others_ejects_nobo
     cluster: EmbeddedCluster, shop: Shop
 ) -> None:
     """A heavy question is no fault of the node's."""
-    async with open_over(cluster, NODES, ATELIER_STATEMENT_MS="300") as reading:
+    async with open_over(cluster, NODES) as reading:
         product_id = await make_visible_product(reading, shop)
         ejections = count_ejections("failed")
         heavy = asyncio.create_task(run(reading, DROWSY, 666))
