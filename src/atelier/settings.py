@@ -107,7 +107,7 @@ class ReadPolicy:
     lag the answer names, with a mark in `Server-Timing`. Refusing is honest by default: the lag limit was chosen by
     somebody."""
     cache_bytes: int = 64 * 1024 * 1024
-    """What finished answers may take in the memory of one process; 0 keeps none. This is some 20,000 products with all
+    """What finished answers may take in the memory of one process; 0 keeps none. This is some 11,000 products with all
     that a page shows of them: the ones that are looked at, of however many there are."""
     weights: tuple[tuple[str, int], ...] = ()
     """Nodes with more or less than an equal share, by name; 1 for all others. Where the nodes are given by value, all
