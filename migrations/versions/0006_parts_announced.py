@@ -216,6 +216,7 @@ def downgrade() -> None:
         drop trigger stock_moved on stock;
         drop table catalogue_emptied;
         drop function announce_parts_of_product, announce_parts_of_style, announce_lost_stock, announce_moved_stock,
-                      raise_product_versions, raise_own_version, mark_emptied, announce_emptied, keep_version_floor_of_all;
+                      raise_product_versions, raise_own_version, mark_emptied, announce_emptied,
+                      keep_version_floor_of_all;
         """,
     )
