@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import asyncpg
 import pytest
@@ -40,6 +41,8 @@ from tests.commands.writing import adjustment, make_order, open_writes, settings
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
+# Products that are sold and deleted at the same time.
+_AT_ONCE = 3
 # Small batches and several lanes, so that transactions really meet.
 CROWDED = WritePolicy(lanes=4, largest_batch=3, sweep_interval_s=0.01)
 
@@ -114,12 +117,14 @@ async def run_mix(
         commands: how many.
         doomed: products that are changed and deleted meanwhile, each as soon as none of it is reserved.
     """
-    dice, held = random.Random(seed), list[int]()
+    dice, held, sent = random.Random(seed), list[int](), count()
 
     async def send() -> int:
-        # Of two products only, so that who removes one whole meets others on several of its shelves.
-        near = [sku_id for one in dice.sample(doomed, 2) for sku_id in one.skus] if doomed else skus
-        command = _draw_product(dice, doomed) if doomed and dice.random() < 0.15 else _draw(dice, held, near)
+        # All at a few products, one after the other: who removes one meets others on several of its shelves.
+        begin = next(sent) * max(0, len(doomed) - _AT_ONCE) // commands
+        among = doomed[begin : begin + _AT_ONCE]
+        near = [sku_id for one in among for sku_id in one.skus] if among else skus
+        command = _draw_product(dice, among) if among and dice.random() < 0.3 else _draw(dice, held, near)
         receipt = await dice.choice(services).submit(make_order(command, within_s=30))
         assert isinstance(receipt, Receipt)
         expected = {200, 201, 204, 404, 409} | ({400} if isinstance(command, ReplaceRelated) else set())
@@ -160,7 +165,7 @@ def _draw_product(dice: random.Random, doomed: Sequence[Doomed]):
             one.product_id, [other.product_id, one.product_id, other.product_id], any_version
         ),
     }
-    [kind] = dice.choices(list(kinds), weights=[1, 1, 2, 3, 3, 2, 3, 4])
+    [kind] = dice.choices(list(kinds), weights=[3, 3, 2, 3, 3, 2, 3, 4])
     return kinds[kind]()
 
 
@@ -189,7 +194,7 @@ async def test_no_mix_with_deleted_products_ever_deadlocks(
     shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
 ) -> None:
     """Products, styles and SKUs come and go, lists of others change, while all is reserved, counted and sold."""
-    doomed = [await make_product(shop) for _ in range(24)]
+    doomed = [await make_product(shop) for _ in range(32)]
     skus = [sku_id for one in doomed for sku_id in one.skus]
     for one, other in zip(doomed, doomed[1:] + doomed[:1], strict=True):
         related = await shop.send("PUT", f"/products/{one.product_id}/related", [other.product_id])
