@@ -8,6 +8,8 @@ import pytest
 import schemathesis
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import rule
+from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi import checks
 
 from atelier.documentation.openapi import build_document
@@ -158,7 +160,10 @@ def test_every_command_works_amid_any_others(service: Service) -> None:
 
 @pytest.mark.slow
 def test_no_sequence_that_the_document_suggests_makes_the_service_fail(service: Service) -> None:
-    """By the links that schemathesis itself sees between the operations; others in every run."""
+    """By the links that schemathesis itself sees between the operations; commands that no link leads to come, too.
+
+    Others in every run.
+    """
     seen: Seen = set()
 
     @seed(draw_seed())
@@ -169,6 +174,32 @@ def test_no_sequence_that_the_document_suggests_makes_the_service_fail(service: 
         def validate_response(self, response: Any, case: schemathesis.Case, **_: object) -> None:
             """Done by `call`."""
 
-    Sequences.run(settings=settings(BOUNDS, max_examples=12, stateful_step_count=20))
-    assert len({label for label, _ in seen} & set(COMMANDS)) > 5
+        @rule(data=st.data())
+        def send_what_has_not_come_yet(self, data: st.DataObject) -> None:
+            """Any, when all have."""
+            missing = sorted(set(COMMANDS) - {label for label, _ in seen}) or sorted(COMMANDS)
+            call(service, data.draw(STRATEGIES[data.draw(st.sampled_from(missing))]), seen)
+
+    Sequences.run(settings=settings(BOUNDS, max_examples=25, stateful_step_count=20))
+    assert {label for label, _ in seen} >= set(COMMANDS)
+    check_service(service)
+
+
+@pytest.mark.parametrize("label", COMMANDS)
+def test_no_command_that_the_document_does_not_allow_makes_the_service_fail(service: Service, label: str) -> None:
+    """Wrong types, missing fields, ids that are none: refused, with a problem document; the same in every run."""
+    seen: Seen = set()
+
+    @seed(1)
+    @settings(BOUNDS, max_examples=25)
+    @given(case=COMMANDS[label].as_strategy(generation_mode=GenerationMode.NEGATIVE))
+    def run(case: schemathesis.Case) -> None:
+        case.headers = {**(case.headers or {}), "Authorization": f"Bearer {service.key}"}
+        response = case.call(base_url=service.url)
+        seen.add((label, response.status_code))
+        assert response.status_code < 500, response.text
+        assert response.status_code < 300 or response.headers["content-type"] == ["application/problem+json"]
+
+    run()
+    assert any(400 <= status < 500 for _, status in seen)
     check_service(service)
