@@ -29,6 +29,7 @@ _PATIENCE_S = 0.02
 _COMPANY = 8
 _GAP_S = 0.001
 _MOST_GAPS = 10
+_LAST_WORD_S = 0.2
 
 
 @dataclass(slots=True, eq=False)
@@ -40,9 +41,18 @@ class _Ticket(Generic[Item, Result]):
     is_started: bool = False
 
     def give_up(self) -> None:
-        """The deadline has come."""
+        """The deadline has come. Who carries it out has the same one, and knows more: it gets a moment to tell."""
+        if self.future.done():
+            return
+        if self.is_started:
+            asyncio.get_running_loop().call_later(_LAST_WORD_S, self.give_up_for_good)
+        else:
+            self.future.set_exception(OverloadedError())
+
+    def give_up_for_good(self) -> None:
+        """Nobody has told what became of it."""
         if not self.future.done():
-            self.future.set_exception(OutcomeUnknownError() if self.is_started else OverloadedError())
+            self.future.set_exception(OutcomeUnknownError())
 
 
 @dataclass(frozen=True, slots=True)
