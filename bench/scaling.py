@@ -12,6 +12,7 @@ from atelier.reads.cache.follow import LOOK_INTERVAL_S
 from atelier.settings import PoolLimits
 from atelier.topology.monitor import HURRY_INTERVAL_S, IDLE_INTERVAL_S
 from atelier.writes.policy import WritePolicy
+from atelier.writes.service import OTHER_CONNECTIONS
 from bench.table import put
 
 _ROOT = Path(__file__).parents[1]
@@ -28,11 +29,8 @@ MACHINE_CORES = 8
 REPLICA_CORES = 2
 LOADS = (100_000, 1_000_000)
 REPLICAS_OF_A_PROCESS = 2
-# Beside the pool for reads, as role `reader`: the one that follows the changes for the memory, the tail of the feed,
-# the look-up of API keys.
-_READER_EXTRAS = 3
-# Beside a writer's lanes: the resolver, key look-ups, the sweeper and the housekeeping.
-_WRITER_EXTRAS = 4
+# Beside the pool for reads, as role `reader`: what follows the changes for the memory, and the tail of the feed.
+_READER_EXTRAS = 2
 
 Figure = float | None
 
@@ -186,16 +184,16 @@ def _write_connections(_rows: Mapping[str, float]) -> str:
     limits = _limits()
     pools, policy = PoolLimits(), WritePolicy()
     reader = pools.replica + _READER_EXTRAS
-    primary = pools.primary_reads + 1
-    writer = policy.lanes + policy.catalogue_lanes + _WRITER_EXTRAS
+    primary = pools.primary_reads
+    writer = policy.lanes + policy.catalogue_lanes + OTHER_CONNECTIONS
     by_reader, by_primary = limits["reader"] // reader, limits["reader"] // primary
     lines = [
-        ("a reading process, on a replica", "reader", (f"{pools.replica} for reads, 1 for its memory, 1 for the feed, "
-         f"1 for API keys: {reader}"), f"{limits['reader']}", f"{by_reader}"),
-        ("a reading process, on the primary", "reader", f"{pools.primary_reads} for reads, 1 for API keys: {primary}",
+        ("a reading process, on a replica", "reader", (f"{pools.replica} for reads, 1 for its memory, "
+         f"1 for the feed: {reader}"), f"{limits['reader']}", f"{by_reader}"),
+        ("a reading process, on the primary", "reader", f"{primary} for reads",
          f"{limits['reader']}", f"{by_primary}"),
         ("a writing process, on the primary", "writer", (f"{policy.lanes} + {policy.catalogue_lanes} lanes, "
-         f"{_WRITER_EXTRAS} others: {writer}"), f"{limits['writer']}", f"{limits['writer'] // writer}"),
+         f"{OTHER_CONNECTIONS} others: {writer}"), f"{limits['writer']}", f"{limits['writer'] // writer}"),
         ("any process, on every node that it knows", "monitor", "1 to probe", f"{limits['monitor']}",
          f"{limits['monitor']}"),
     ]  # fmt: skip

@@ -34,6 +34,8 @@ _LOOK_UPS, _RESOLVERS = 1, 2
 _LOOK_UPS_WAIT, _RESOLVERS_WAIT = 128, 64
 # The sweeper and the housekeeping.
 _CHORES = 2
+OTHER_CONNECTIONS = 2 * _LOOK_UPS + _RESOLVERS + _CHORES
+"""What a process has on the primary beside its lanes."""
 _MOST_KNOWN = 10_000
 
 _LOOKUP = text(LOOKUP_SQL.replace("$1", ":prefix"))
@@ -55,7 +57,7 @@ class WriteService:
         self.policy = policy
         self._settings = settings
         self._clock = clock
-        connections = policy.lanes + policy.catalogue_lanes + 2 * _LOOK_UPS + _RESOLVERS + _CHORES
+        connections = policy.lanes + policy.catalogue_lanes + OTHER_CONNECTIONS
         self.gateway = PrimaryGateway(monitor, settings, connections=connections, clock=clock, quorum=policy.quorum)
         self.dispatcher = Dispatcher(self.gateway, HANDLERS, random=random)
         self._stock: Combiner[Envelope, Receipt] = Combiner(
