@@ -137,10 +137,19 @@ def rate_limit_of(settings: Settings) -> RateLimit | None:
 
 
 def present_token(snapshot: ClusterSnapshot) -> CausalToken | None:
-    """Where the primary stood when it was last observed: what a client goes on with whose history is lost."""
-    if snapshot.primary is None or snapshot.primary.observation is None or snapshot.history is None:
+    """Where the primary stood when it was last observed: what a client goes on with whose history is lost.
+
+    While none is observed, where the replica stands that has replayed most of its history. None when there is neither.
+    """
+    if snapshot.history is None:
         return None
-    return CausalToken(snapshot.history.system_id, snapshot.history.timeline, snapshot.primary.observation.replayed_lsn)
+    seen = [node.observation for node in (snapshot.primary, *snapshot.replicas) if node and node.observation]
+    if not seen:
+        return None
+    chosen = seen[0] if snapshot.primary is not None else max(seen, key=lambda one: one.replayed_lsn)
+    return CausalToken(
+        snapshot.history.system_id, snapshot.history.timeline, chosen.replayed_lsn, minted_by_replica=chosen.in_recovery
+    )
 
 
 def create_app_from_environment() -> Edge:
