@@ -182,9 +182,11 @@ async def test_a_statement_that_is_cut_while_its_node_answers_others_ejects_nobo
         product_id = await make_visible_product(reading, shop)
         ejections = count_ejections("failed")
         heavy = asyncio.create_task(run(reading, DROWSY, 666))
+        answering: set[str] = set()
         while not heavy.done():
             answers = await asyncio.gather(*(reading.product(product_id) for _ in range(8)))
-            assert {answer.node for answer in answers} == REPLICAS
+            answering.update(answer.node for answer in answers)
+        assert answering >= REPLICAS
         assert isinstance(heavy.exception(), NodeError)
         # The last of its tries is on the primary, which answers nobody else.
         assert all(reading.executor.ejected_until_s(name) is None for name in REPLICAS)

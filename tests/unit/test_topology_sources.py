@@ -54,8 +54,15 @@ async def test_a_file_that_names_no_nodes_says_so(tmp_path: Path, content: bytes
 @pytest.mark.parametrize(("text", "weights"), [("", ()), ("pg2=3, pg3=1", (("pg2", 3), ("pg3", 1)))])
 def test_weights_are_read_by_name(text: str, weights: tuple[tuple[str, int], ...]) -> None:
     """Nodes that are not named have a weight of one."""
-    settings = Settings.from_environment({**ENVIRON, "ATELIER_NODES": "pg1=db:1", "ATELIER_WEIGHTS": text})
+    nodes = "pg1=db:1,pg2=db:2,pg3=db:3"
+    settings = Settings.from_environment({**ENVIRON, "ATELIER_NODES": nodes, "ATELIER_WEIGHTS": text})
     assert settings.reads.weights == weights
+
+
+def test_weights_of_nodes_that_are_not_there_are_refused() -> None:
+    """A name that is misspelt shall not go unnoticed."""
+    with pytest.raises(SettingsError, match="pg4"):
+        Settings.from_environment({**ENVIRON, "ATELIER_NODES": "pg1=db:1", "ATELIER_WEIGHTS": "pg4=2"})
 
 
 @pytest.mark.parametrize("text", ["pg2", "pg2=", "pg2=0", "pg2=1001", "pg2=x", "pg2=1.5", "pg2=٣"])
