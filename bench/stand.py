@@ -170,6 +170,7 @@ def open_stand(
         if not cluster.running():
             stack.callback(cluster.stop)
         cluster.start()
+        asyncio.run(_migrate(cluster))
         made = folder / f"made-{products}"
         if not made.exists():
             make_catalogue(cluster, folder, products)
@@ -180,7 +181,6 @@ def open_stand(
 
 def make_catalogue(cluster: EmbeddedCluster, folder: Path, products: int) -> None:
     """Generates and imports a catalogue as its users do, and waits until the replicas have it."""
-    asyncio.run(_migrate(cluster))
     environ = {**os.environ, **cluster.environment()}
     files = folder / "files"
     began_s = time.monotonic()
