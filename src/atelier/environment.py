@@ -39,9 +39,9 @@ class Environment:
             raise SettingsError(f"{name} {error}") from error
 
     def file_of(self, name: str) -> Path | None:
-        """The file that a value came from; None when it was given itself."""
+        """The file that holds a value; None when the environment names none."""
         path = self._environ.get(f"{name}_FILE")
-        return Path(path) if path is not None and name not in self._environ else None
+        return Path(path) if path is not None else None
 
     def number(self, name: str, default: int, low: int, high: int) -> int:
         """A whole number within bounds. Raises SettingsError."""
@@ -66,9 +66,18 @@ class Environment:
 
     def _from_file(self, name: str) -> str | None:
         path = self._environ.get(name)
-        if path is None:
-            return None
-        try:
-            return Path(path).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise SettingsError(f"{name} cannot be read: {error.strerror}") from error
+        return None if path is None else read_secret(Path(path), name)
+
+
+def read_secret(path: Path, name: str) -> str:
+    """The text of a file that a variable names, without white space around it.
+
+    Raises:
+        SettingsError: it cannot be read, or is no text; the message names the variable.
+    """
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise SettingsError(f"{name} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{name} cannot be read: it is not UTF-8") from error

@@ -32,6 +32,10 @@ class NodeAddress:
     host: str
     port: int
 
+    def __str__(self) -> str:
+        """As it stands in a list of nodes."""
+        return f"{self.name}={self.host}:{self.port}"
+
     def __hash__(self) -> int:
         """By the name alone, which no two nodes share: this is asked several times in every read."""
         return hash(self.name)
@@ -198,7 +202,8 @@ class Settings:
     """Standbys that must have a commit before it is answered. 0: the primary alone decides, and its machine can take
     acknowledged commands with it. More: a writer that finds PostgreSQL not set up for it refuses."""
     nodes_file: Path | None = None
-    """Where the nodes came from; read again every few seconds. None when they were given by value."""
+    """Read again every few seconds; `nodes` are those to begin with when it makes no sense at that moment. None when
+    the nodes do not change."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Settings":

@@ -7,6 +7,7 @@ import pytest
 
 from atelier.embedded.cluster import EmbeddedCluster
 from atelier.embedded.errors import EmbeddedError
+from atelier.embedded.follow import Following
 from atelier.embedded.node import Node
 from tests.conftest import ClusterFactory
 from tests.support import wait_until
@@ -127,6 +128,32 @@ def test_replica_that_was_ahead_of_the_promoted_one_is_rewound(make_cluster: Clu
     assert_whole(cluster, primary="pg2")
     assert not has_row(cluster.node("pg3"), ahead)
     assert "pg3: rewinding it to where pg2 left its history" in lines
+
+
+@pytest.mark.parametrize("fault", ["cut", "ended"])
+def test_replica_in_trouble_while_it_is_turned_to_the_new_primary_follows_all_the_same(
+    make_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """A question to it that fails is asked again; one that has ended is started."""
+    cluster = make_cluster(replicas=2)
+    write_row(cluster.primary)
+    cluster.kill("pg1")
+    asked: list[str] = []
+
+    def streams(self: Following, node: Node) -> bool:
+        asked.append(node.name)
+        if asked == ["pg3"]:
+            if fault == "cut":
+                raise EmbeddedError("pg3: psql: error: server closed the connection unexpectedly")
+            cluster.kill("pg3")
+        return truly_streams(self, node)
+
+    truly_streams = Following.streams
+    monkeypatch.setattr(Following, "streams", streams)
+    cluster.promote("pg2")
+    assert asked[:2] == ["pg3", "pg3"]
+    cluster.start_node("pg1")
+    assert_whole(cluster, primary="pg2")
 
 
 @pytest.mark.slow

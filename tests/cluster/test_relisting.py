@@ -48,6 +48,7 @@ def test_every_worker_reads_the_list_again_on_sighup_and_goes_on(cluster: Embedd
     path = tmp_path / "nodes"
     path.write_text(listed)
     with running_service(ByFile(cluster, path), settings={"ATELIER_WORKERS": "2"}) as service:  # type: ignore[arg-type]
+        wait_until(lambda: service.log.read_text().count("primary_found") == 2, what="both workers' start")
         before = workers_of(service)
 
         def complaints() -> int:
@@ -63,3 +64,29 @@ def test_every_worker_reads_the_list_again_on_sighup_and_goes_on(cluster: Embedd
         path.write_text(listed.split(",")[0])
         wait_until(lambda: nodes_of(service) == ["pg1"], what="the short list")
         assert workers_of(service) == before
+
+
+def test_a_worker_that_is_replaced_while_the_list_makes_no_sense_serves_like_the_one_before(
+    cluster: EmbeddedCluster, tmp_path: Path
+) -> None:
+    """It begins with the list that the service began with: a slip of a pen shall not end what runs."""
+    path = tmp_path / "nodes"
+    path.write_text(cluster.environment()["ATELIER_NODES"])
+    with running_service(ByFile(cluster, path)) as service:  # type: ignore[arg-type]
+        before, names = workers_of(service), nodes_of(service)
+        path.write_bytes(b"pg1=\xff\xfe:1")
+        for worker in before:
+            os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: answers(service), what="an answer of the new worker")
+        assert nodes_of(service) == names
+        assert not workers_of(service) & before
+        path.write_text(cluster.environment()["ATELIER_NODES"].split(",")[0])
+        wait_until(lambda: nodes_of(service) == names[:1], what="the short list")
+
+
+def answers(service: Service) -> bool:
+    """Whether somebody answers."""
+    try:
+        return httpx.get(f"{service.url}/products/1").status_code < 500
+    except httpx.TransportError:
+        return False

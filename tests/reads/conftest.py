@@ -29,10 +29,10 @@ insert into photo (style_id, url, thumbnail_url)
 select id, 'https://a.example', null from generate_series(1, 2 * {n}) as id;
 insert into sku (id, style_id, size)
 select id, 1 + (id - 1) / 2, 'M' from generate_series(1, 4 * {n}) as id;
-insert into stock (sku_id, on_hand) select id, 9 from generate_series(1, 4 * {n}) as id;
+insert into stock (sku_id, on_hand, reserved) select id, 9, (id <= {n})::integer from generate_series(1, 4 * {n}) as id;
 insert into related (product_id, position, related_product_id)
 select id, 1, 1 + id % {n} from generate_series(1, {n}) as id;
-insert into reservation (catalogue_id, expires_at) select 1, now() from generate_series(1, {n}) as id;
+insert into reservation (catalogue_id, expires_at) select 1, now() + '1 day' from generate_series(1, {n}) as id;
 insert into reservation_line (reservation_id, line, sku_id, quantity)
 select id, 0, id, 1 from generate_series(1, {n}) as id;
 insert into stock_movement (catalogue_id, sku_id, delta, kind)

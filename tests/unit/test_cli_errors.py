@@ -214,6 +214,33 @@ def test_bad_setting_of_the_service_is_one_line(
     assert said in complaint(capsys, "serve", code=2)
 
 
+@pytest.mark.parametrize("command", [["serve"], ["key", "list"]])
+@pytest.mark.parametrize(
+    "secret",
+    [(b"\xff\xfe", "is not UTF-8"), (None, "No such file or directory")],
+    ids=["no text", "no file"],
+)
+def test_secret_that_cannot_be_read_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: list[str],
+    secret: tuple[bytes | None, str],
+) -> None:
+    """It names the variable that names the file."""
+    path = tmp_path / "secret"
+    content, said = secret
+    if content is not None:
+        path.write_bytes(content)
+    for key, setting in SERVICE.items():
+        if key != "ATELIER_WRITER_PASSWORD":
+            monkeypatch.setenv(key, setting)
+    monkeypatch.setenv("ATELIER_WRITER_PASSWORD_FILE", str(path))
+    line = complaint(capsys, *command, code=2)
+    assert "ATELIER_WRITER_PASSWORD_FILE cannot be read: " in line
+    assert said in line
+
+
 def test_taken_port_is_refused_before_anything_starts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

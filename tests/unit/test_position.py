@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from atelier.lsn import Lsn
-from atelier.reads.position import PositionMovedError, check_start, known_timeline, mint, reached_lsn
-from atelier.settings import NodeAddress
+from atelier.reads.position import PositionMovedError, check_start, known_timeline, leaves_open, mint, reached_lsn
 from atelier.token import CausalToken
 from atelier.topology.probe import STILL_S, Probe
-from atelier.topology.state import NodeState, Observation
+from atelier.topology.state import Observation
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = START + timedelta(microseconds=1)
@@ -131,10 +130,28 @@ def test_timeline_of_an_answer_is_claimed_only_when_known(
 
 def test_token_of_an_answer_names_its_system_its_timeline_and_who_made_it() -> None:
     """A replica's is marked: it can show what the primary does not show yet."""
-    address = NodeAddress("n", "h", 1)
-    by_replica = mint(NodeState(address, BUSY), row(received=HERE + 1), 3)
+    by_replica = mint(BUSY, row(received=HERE + 1), 3)
     assert by_replica == CausalToken(7, 3, Lsn(HERE + 1), minted_by_replica=True)
-    assert mint(NodeState(address, PRIMARY), row(standby=False), 2) == CausalToken(7, 2, Lsn(HERE))
+    assert mint(BUSY, row(received=HERE + 1), 3, Lsn(HERE)) == CausalToken(7, 3, Lsn(HERE), minted_by_replica=True)
+    assert mint(PRIMARY, row(standby=False), 2) == CausalToken(7, 2, Lsn(HERE))
+
+
+@pytest.mark.parametrize(
+    ("observed", "answer", "is_open"),
+    [
+        pytest.param(BUSY, row(received=HERE + 1, timeline=None), True, id="half a record, or one in replay"),
+        pytest.param(BUSY, row(received=None, timeline=None), True, id="from files, which may go on"),
+        pytest.param(BUSY, row(received=HERE + 1), False, id="it streams: the record is there"),
+        pytest.param(BUSY, row(timeline=None), False, id="all that was received is replayed"),
+        pytest.param(TORN, row(received=HERE + 8, timeline=None), False, id="seen to rest there before"),
+        pytest.param(PRIMARY, row(standby=False, received=None, timeline=None), False, id="a primary"),
+    ],
+)
+def test_a_later_look_decides_only_while_no_receiver_brings_the_rest(
+    observed: Observation, answer: dict[str, Any], is_open: bool
+) -> None:
+    """It costs the read a few milliseconds, so only where the answer alone leaves it open."""
+    assert leaves_open(observed, answer) is is_open
 
 
 class Looks:
@@ -155,7 +172,7 @@ class Standby:
         self._looks = Looks()
         self._probe = Probe(self._looks, 7, START)
 
-    def rests(
+    def look(
         self,
         at_s: float = 0.0,
         *,
@@ -164,8 +181,8 @@ class Standby:
         waiting: bool = False,
         streaming: bool = False,
         standby: bool = True,
-    ) -> bool:
-        """Looks at it: whether it is seen to rest."""
+    ) -> Observation:
+        """Looks at it."""
         self._looks.row = {
             "in_recovery": standby,
             "replayed_lsn": replayed,
@@ -175,7 +192,29 @@ class Standby:
             "waiting": waiting,
             "running": None if standby else [],
         }
-        return asyncio.run(self._probe.observe(at_s)).resting
+        return asyncio.run(self._probe.observe(at_s))
+
+    def rests(self, at_s: float = 0.0, **place: Any) -> bool:
+        """Looks at it: whether it is seen to rest."""
+        return self.look(at_s, **place).resting
+
+    def rested_at_s(
+        self, at_s: float, *, replayed: int = HERE, received: int | None = HERE + 8, waiting: bool = True
+    ) -> float | None:
+        """Looks at it: when it was last certain to rest."""
+        return self.look(at_s, replayed=replayed, received=received, waiting=waiting).rested_at_s
+
+
+def test_rest_is_proved_for_the_look_before_by_a_standby_that_waited_and_has_not_gone_on() -> None:
+    """A record that was in replay then would have been replayed before the wait, and show in the position now."""
+    standby = Standby()
+    assert standby.rested_at_s(1.0) is None
+    assert standby.rested_at_s(2.0) == 1.0
+    assert standby.rested_at_s(3.0, waiting=False) == 2.0
+    assert standby.rested_at_s(4.0) is None
+    assert standby.rested_at_s(5.0, replayed=HERE + 1) is None
+    assert standby.rested_at_s(6.0, replayed=HERE + 1) == 5.0
+    assert standby.rested_at_s(7.0, received=HERE, waiting=False) == 7.0
 
 
 @pytest.mark.parametrize(

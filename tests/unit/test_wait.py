@@ -12,7 +12,7 @@ from atelier.deadline import Deadline
 from atelier.errors import DeadlineExceededError, HistoryLostError, PrimaryUnavailableError
 from atelier.lsn import Lsn
 from atelier.reads.position import PositionMovedError
-from atelier.reads.wait import admit, merge, timeline_later
+from atelier.reads.wait import admit, merge, place_later
 from atelier.settings import NodeAddress
 from atelier.token import CausalToken, History, Standing
 from atelier.topology.monitor import TopologyMonitor
@@ -324,16 +324,36 @@ def test_answer_of_history_that_was_thrown_away_does_not_go_out() -> None:
         merged(monitor, token(60), token(60, 2))
 
 
-def later(asked: NodeState, *snapshots: ClusterSnapshot) -> int:
-    """The timeline of an answer that came now from a node whose receiver was away."""
+def later(asked: NodeState, *snapshots: ClusterSnapshot, rested: bool = False) -> tuple[int, int]:
+    """The timeline and position of an answer that came now from a node that had replayed 40, its receiver away."""
     monitor = Monitor(cluster(asked), list(snapshots))
-    return asyncio.run(timeline_later(monitor, asked, NOW_S, Deadline.after(BUDGET_S, monitor.clock)))
+    deadline = Deadline.after(BUDGET_S, monitor.clock)
+    timeline, reached = asyncio.run(place_later(monitor, asked, Lsn(40), NOW_S, deadline, rested=rested))
+    return timeline, reached.bytes
 
 
 def test_timeline_is_told_by_a_look_that_began_after_the_answer() -> None:
     """One that began before may be older than what the answer shows."""
     asked = node("a", 40, seen_s=OLD_LOOK)
-    assert later(asked, cluster(asked), cluster(node("a", 60, timeline=2))) == 2
+    assert later(asked, cluster(asked), cluster(node("a", 60, timeline=2))) == (2, 40)
+
+
+def resting(at: int, *, at_s: float | None, timeline: int = 1) -> ClusterSnapshot:
+    """The node as seen now; its replay was last known to rest at a time."""
+    seen = node("a", at, timeline=timeline)
+    assert seen.observation
+    return cluster(replace(seen, observation=replace(seen.observation, rested_at_s=at_s)))
+
+
+def test_record_that_the_node_has_replayed_since_counts_as_seen_and_one_that_never_came_does_not() -> None:
+    """Half a record stays at the end of what a dead primary has sent: the look decides whether that is all it was."""
+    asked = node("a", 40, seen_s=OLD_LOOK)
+    busy, rested_before = resting(40, at_s=None), resting(40, at_s=NOW_S - 0.001)
+    assert later(asked, busy, rested_before, resting(40, at_s=NOW_S), rested=True) == (1, 40)
+    assert later(asked, busy, rested_before, resting(48, at_s=None), rested=True) == (1, 41)
+    assert later(asked, busy, resting(40, at_s=NOW_S + 1, timeline=2), rested=True) == (2, 40)
+    with pytest.raises(PositionMovedError):
+        later(asked, busy, rested_before, rested=True)
 
 
 def test_timeline_is_not_told_by_another_start_or_by_silence() -> None:

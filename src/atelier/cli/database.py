@@ -11,6 +11,7 @@ import asyncpg
 import structlog
 
 from atelier.deadline import Deadline
+from atelier.environment import read_secret
 from atelier.errors import DeadlineExceededError, PrimaryUnavailableError, SettingsError
 from atelier.settings import NodeAddress, Settings
 from atelier.topology.monitor import TopologyMonitor
@@ -66,11 +67,9 @@ def password_of(environ: Mapping[str, str], role: str) -> str:
     if name in environ:
         return environ[name]
     try:
-        return Path(environ[f"{name}_FILE"]).read_text(encoding="utf-8").strip()
+        return read_secret(Path(environ[f"{name}_FILE"]), f"{name}_FILE")
     except KeyError as error:
         raise SettingsError(f"{name} is not set") from error
-    except OSError as error:
-        raise SettingsError(f"{name}_FILE cannot be read: {error.strerror}") from error
 
 
 def on_primary(environ: Mapping[str, str], role: str, work: Callable[["Connection"], Awaitable[_T]]) -> _T:

@@ -142,6 +142,8 @@ def _hand_over(environ: dict[str, str], settings: Settings) -> None:
         for key in (name, f"{name}_FILE"):
             environ.pop(key, None)
             os.environ.pop(key, None)
+    # The file may change, and make no sense when a worker is replaced: that one begins with what this process has read.
+    environ = {**environ, "ATELIER_NODES": ",".join(map(str, settings.nodes))} if settings.nodes_file else environ
     os.environ.update({key: value for key, value in environ.items() if key.startswith("ATELIER_")})
 
 

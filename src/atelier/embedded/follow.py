@@ -133,9 +133,24 @@ class Following:
         node.mark(standby=True)
 
     def _settles(self, node: Node) -> bool:
-        """Waits until the node streams; gives up at once when it has WAL of its own."""
-        settled = wait_for(lambda: self.streams(node) or self.diverged(node), timeout_s=_STREAM_S)
-        return settled and self.streams(node)
+        """Waits until the node streams; gives up at once when it has WAL of its own, or has ended."""
+        streams = False
+
+        def is_settled() -> bool:
+            nonlocal streams
+            try:
+                streams = self.streams(node)
+                return streams or self.diverged(node)
+            except EmbeddedError:
+                # A server in trouble cuts connections before it ends, or goes on: it is asked again until then.
+                if not self.primary.answering():
+                    raise
+                return not node.running()
+
+        wait_for(is_settled, timeout_s=_STREAM_S)
+        if not streams and (reason := node.why_it_ended()):
+            self.say(f"{node.name}: {reason}")
+        return streams
 
 
 def make_slots(node: Node, names: list[str]) -> None:

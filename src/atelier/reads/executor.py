@@ -11,12 +11,13 @@ import structlog
 
 from atelier.deadline import Clock, Deadline
 from atelier.errors import DeadlineExceededError, NodeError, NoReplicaError, PrimaryUnavailableError
-from atelier.reads.batch import NodeFailedError, NodeFullError, RideError, StatementFailedError
+from atelier.lsn import Lsn
+from atelier.reads.batch import NodeFailedError, NodeFullError, Outcome, RideError, StatementFailedError
 from atelier.reads.pools import ReadPools
-from atelier.reads.position import PositionMovedError, check_start, known_timeline, mint
+from atelier.reads.position import PositionMovedError, check_start, known_timeline, leaves_open, mint
 from atelier.reads.queries import Statement
 from atelier.reads.router import Policy, PrimaryUse, Route, choose
-from atelier.reads.wait import admit, merge, timeline_later
+from atelier.reads.wait import admit, merge, place_later
 from atelier.settings import WhenFull
 from atelier.telemetry import DECISIONS, EJECTIONS, RETRIES, WAITS
 from atelier.token import CausalToken, Standing
@@ -25,6 +26,9 @@ from atelier.topology.state import ClusterSnapshot, NodeState, Observation
 
 # A sibling, then the primary: a third failure in one request is no accident of one node.
 ATTEMPTS = 3
+
+# A promotion that a read has run into is over sooner; and who waits longer than this for it might wait in vain.
+_ROLES_S = 1.0
 
 # SQLSTATEs after which the same statement may well work elsewhere or later: a conflict with replay
 # (https://www.postgresql.org/docs/18/hot-standby.html#HOT-STANDBY-CONFLICT), a deadlock, a timeout.
@@ -155,6 +159,9 @@ class ReadExecutor:
             route = self._route(one)
             if route.wait_for is not None:
                 route = await self._route_later(route, one)
+            if route.node is None and isinstance(one.error, PositionMovedError):
+                # Roles are changing: who they are is seen in a moment. A read that gave up meanwhile would have failed.
+                route = await self._wait(one, _ROLES_S, lambda now: now.node is not None)
             if route.node is None:
                 one.reason = route.reason
                 break
@@ -235,12 +242,9 @@ class ReadExecutor:
         lag_ms = node.lag_ms_at(outcome.came_at_s)
         if one.ask.policy.consistency == "bounded" and (lag_ms is None or lag_ms > one.ask.policy.max_lag_ms):
             raise _TooOldError
-        timeline = known_timeline(observed, outcome.row)
-        if timeline is None:
-            timeline = await timeline_later(self._monitor, node, outcome.came_at_s, one.ask.deadline)
         # The node was chosen because it had replayed the token, so what it has seen contains it; but for a read that
         # did not ask for that.
-        token = mint(node, outcome.row, timeline)
+        token = await self._mint(node, observed, outcome, one.ask.deadline)
         # A standby that still follows a deposed primary is beyond the fork before the monitor has seen that it is.
         if self._monitor.snapshot.judge(token) is Standing.LOST:
             raise PositionMovedError
@@ -248,6 +252,16 @@ class ReadExecutor:
             token = await merge(self._monitor, one.ask.token, token, one.ask.deadline)
         DECISIONS.count(node.name, reason)
         return Answer((outcome.row,), node.name, reason, lag_ms, token, one.timings, observed)
+
+    async def _mint(self, node: NodeState, observed: Observation, outcome: Outcome, deadline: Deadline) -> CausalToken:
+        """The token of an answer; where it does not tell its place, a look at the node that begins now does."""
+        row = outcome.row
+        timeline, is_open = known_timeline(observed, row), leaves_open(observed, row)
+        if timeline is not None and not is_open:
+            return mint(observed, row, timeline)
+        reached = Lsn(row["reached_lsn"])
+        timeline, reached = await place_later(self._monitor, node, reached, outcome.came_at_s, deadline, rested=is_open)
+        return mint(observed, row, timeline, reached)
 
     # Failing
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from atelier.lsn import Lsn
 from atelier.token import CausalToken
-from atelier.topology.state import NodeState, Observation
+from atelier.topology.state import Observation
 
 # Evaluated in the read's own statement, so after its snapshot was taken: nothing that the answer shows lies beyond it.
 # The order is the proof, and OFFSET 0 and LATERAL keep it: a record that was being replayed when the snapshot was
@@ -55,6 +55,19 @@ def reached_lsn(observed: Observation, row: Any) -> Lsn:
     return reached.next()
 
 
+def leaves_open(observed: Observation, row: Any) -> bool:
+    """Whether a later look has to tell if there is a record beyond the position of an answer at all.
+
+    A primary that dies leaves half a record at the end of what its standbys have received. Counted as seen, it would be
+    lost with the first failover, and everything seen on that standby with it.
+    """
+    return bool(
+        row["in_recovery"]
+        and row["received_timeline"] is None
+        and reached_lsn(observed, row).bytes > row["reached_lsn"]
+    )
+
+
 def known_timeline(observed: Observation, row: Any) -> int | None:
     """The timeline that the position of an answer lies on.
 
@@ -68,11 +81,17 @@ def known_timeline(observed: Observation, row: Any) -> int | None:
     return observed.timeline if row["reached_lsn"] == observed.replayed_lsn.bytes else None
 
 
-def mint(node: NodeState, row: Any, timeline: int) -> CausalToken:
-    """The token of what an answer may have seen, before it is merged with the one that was sent."""
-    observed = node.observation
-    assert observed is not None  # noqa: S101  an unobserved node is never chosen
-    return _make_token(observed.system_id, timeline, reached_lsn(observed, row).bytes, row["in_recovery"])
+def mint(observed: Observation, row: Any, timeline: int, reached: Lsn | None = None) -> CausalToken:
+    """The token of what an answer may have seen, before it is merged with the one that was sent.
+
+    Args:
+        observed: what the node had been seen to be before it was asked.
+        row: with the position's columns.
+        timeline: the one that the position lies on.
+        reached: the position, where a later look at the node has told it; None for the one of the row.
+    """
+    lsn = reached_lsn(observed, row) if reached is None else reached
+    return _make_token(observed.system_id, timeline, lsn.bytes, row["in_recovery"])
 
 
 @lru_cache(maxsize=256)

@@ -225,7 +225,7 @@ class ChangeTail:
         timeline = known_timeline(node.observation, row)
         if timeline is None:
             raise PositionMovedError
-        token = mint(node, row, timeline)
+        token = mint(node.observation, row, timeline)
         snapshot = self._monitor.snapshot
         if snapshot.judge(token) is not Standing.GOOD:
             raise PositionMovedError

@@ -2,6 +2,7 @@
 
 from atelier.deadline import Deadline
 from atelier.errors import DeadlineExceededError, HistoryLostError, PrimaryUnavailableError
+from atelier.lsn import Lsn
 from atelier.reads.position import PositionMovedError
 from atelier.token import CausalToken, Standing
 from atelier.topology.monitor import TopologyMonitor
@@ -76,18 +77,37 @@ async def merge(monitor: TopologyMonitor, sent: CausalToken, seen: CausalToken, 
     return sent.merge(seen)
 
 
-async def timeline_later(monitor: TopologyMonitor, node: NodeState, came_at_s: float, deadline: Deadline) -> int:
-    """The timeline of a node by a look at it that began after an answer came from it.
+async def place_later(
+    monitor: TopologyMonitor, node: NodeState, reached: Lsn, came_at_s: float, deadline: Deadline, *, rested: bool
+) -> tuple[int, Lsn]:
+    """The place of a standby's answer, by looks at it that began after the answer came.
 
-    What the node had replayed then lies on that timeline, or on the part of an ancestor that it shares.
+    What the node had replayed then lies on the timeline that it is seen on, or on the part of an ancestor that it
+    shares.
+
+    Args:
+        monitor: looks.
+        node: as it was known before it was asked.
+        reached: what it had replayed by its answer.
+        came_at_s: when the answer came.
+        deadline: of the request.
+        rested: also find out whether the answer may have seen a record beyond that: one that the node has replayed
+            since counts as seen; with its replay at rest there was none.
+
+    Returns:
+        The timeline, and the position beyond which the answer shows nothing.
 
     Raises:
-        PositionMovedError: the node has started again since, or does not answer.
+        PositionMovedError: the node has started again since, or does not answer, or its replay never rests.
     """
 
     def is_later(snapshot: ClusterSnapshot) -> bool:
         now = snapshot.node(node.name)
-        return bool(now and now.observation and now.observation.observed_at_s >= came_at_s)
+        seen = now.observation if now else None
+        if seen is None or seen.observed_at_s < came_at_s:
+            return False
+        is_open = rested and seen.replayed_lsn == reached
+        return not is_open or (seen.rested_at_s is not None and seen.rested_at_s >= came_at_s)
 
     try:
         snapshot = await monitor.wait_until(is_later, deadline.sooner(_LOOK_S))
@@ -97,7 +117,7 @@ async def timeline_later(monitor: TopologyMonitor, node: NodeState, came_at_s: f
     before, after = node.observation, now.observation if now else None
     if before is None or after is None or after.timeline is None or after.started_at != before.started_at:
         raise PositionMovedError
-    return after.timeline
+    return after.timeline, reached.next() if rested and after.replayed_lsn != reached else reached
 
 
 def _is_refused(snapshot: ClusterSnapshot, token: CausalToken) -> bool:

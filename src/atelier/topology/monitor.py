@@ -89,10 +89,10 @@ class TopologyMonitor:
     async def __aenter__(self) -> Self:
         """Starts watching; the first snapshot knows no positions yet.
 
-        Raises:
-            SettingsError, OSError: the list of nodes cannot be had.
+        While the list of nodes cannot be had, the settings' nodes stand for it: a worker that is replaced while a wrong
+        list is there has to serve like those beside it.
         """
-        self._take_list(await self._source.nodes())
+        self._take_list(await self._read_list() or self._settings.nodes)
         self._relisting = asyncio.create_task(self._relist_forever(), name="topology-relist")
         return self
 
@@ -183,13 +183,19 @@ class TopologyMonitor:
                 async with asyncio.timeout(RELIST_INTERVAL_S):
                     await self._relist_now.wait()
             self._relist_now.clear()
-            try:
-                self._take_list(await self._source.nodes())
-            except (AtelierError, OSError) as error:
-                log.warning("node_list_unreadable", reason=str(error))
-            except Exception:
-                # The list that is known stays in force, and is read again: whoever mends it shall not have to restart.
-                log.exception("node_list_broken")
+            found = await self._read_list()
+            if found is not None:
+                self._take_list(found)
+
+    async def _read_list(self) -> tuple[NodeAddress, ...] | None:
+        """The list as it is now; None when it cannot be had: the one in force stays, no restart is needed."""
+        try:
+            return await self._source.nodes()
+        except (AtelierError, OSError) as error:
+            log.warning("node_list_unreadable", reason=str(error))
+        except Exception:
+            log.exception("node_list_broken")
+        return None
 
     def _take_list(self, addresses: tuple[NodeAddress, ...]) -> None:
         if tuple(state.address for state in self._states.values()) == addresses:

@@ -73,6 +73,7 @@ class Probe:
         self.started_at = started_at
         self._settling = Settling()
         self._still: tuple[object, float] | None = None
+        self._waited: tuple[Lsn, float] | None = None
 
     @classmethod
     async def open(cls, address: NodeAddress, *, database: str, password: str, timeouts: Timeouts) -> Self:
@@ -131,6 +132,7 @@ class Probe:
             replayed_lsn=replayed,
             streaming=row["streaming"],
             resting=row["in_recovery"] and self._is_resting(row, asked_at_s),
+            rested_at_s=self._find_rest(row, replayed, asked_at_s),
             settled_lsn=None if row["in_recovery"] else self._settling.note(replayed, frozenset(row["running"])),
         )
 
@@ -148,6 +150,18 @@ class Probe:
         elif self._still is None or self._still[0] != place:
             self._still = (place, now_s)
         return self._still is not None and now_s - self._still[1] >= STILL_S
+
+    def _find_rest(self, row: Any, replayed: Lsn, now_s: float) -> float | None:
+        """When nothing beyond the replayed position was in replay; see `Observation.rested_at_s`.
+
+        A record that was in replay when the look before began had been replayed before its process was seen to wait,
+        and would show in the position now. With all replayed that was received there is none.
+        """
+        before = self._waited
+        self._waited = (replayed, now_s) if row["in_recovery"] and row["waiting"] else None
+        if row["in_recovery"] and row["received_lsn"] == row["replayed_lsn"]:
+            return now_s
+        return before[1] if before is not None and before[0] == replayed and row["in_recovery"] else None
 
     async def read_history(self, timeline: int) -> History:
         """Reads how history came to a timeline, from the newest history file of a node that is on it.

@@ -30,6 +30,8 @@ class Observation:
         streaming: on a standby, whether its WAL receiver is streaming now.
         resting: on a standby, that no record beyond `replayed_lsn` was being replayed, so that nothing beyond it could
             be seen. False where this is not certain.
+        rested_at_s: on a standby, the last moment, on the same clock, when certainly no record beyond `replayed_lsn`
+            was being replayed, as this look proves, or together with the one before it. None when they do not.
         settled_lsn: on a primary, the position up to which every commit is visible; None before one is known.
     """
 
@@ -42,6 +44,7 @@ class Observation:
     replayed_lsn: Lsn
     streaming: bool
     resting: bool = False
+    rested_at_s: float | None = None
     settled_lsn: Lsn | None = None
 
 
