@@ -36,9 +36,10 @@ _KEPT_PRODUCTS = 2_000
 # The generator has as much to do with it as with a token.
 _NO_TOKEN = "X-No-Token"  # noqa: S105  a header's name
 _EXPRESS_MIX = 2_740
-# More than a process remembers to have opened.
+# One for each of as many clients, all of which a process remembers to have opened; and more than it remembers.
 _TOKENS = 4_000
-_TOKEN_STEP_BYTES = 64
+_MANY_TOKENS = 40_000
+_TOKEN_STEP_BYTES = 8
 
 
 def measure(stand: Stand) -> Iterator[Row]:
@@ -72,6 +73,7 @@ def _measure_all(
         "warm mix": (warm, Reads(MIX, kept)),
         "warm product, token": (warm, Reads((PRODUCT,), kept, tokens=tokens)),
         "warm product, no token": (warm, Reads((PRODUCT,), kept, tokens=tokens, token_header=_NO_TOKEN)),
+        "warm product, many tokens": (warm, Reads((PRODUCT,), kept, tokens=make_tokens(stand, _MANY_TOKENS))),
     }
     base: dict[str, list[float]] = {"styles": [], "product": []}
 
@@ -115,6 +117,9 @@ def _tell_tokens(seen: dict[str, list[Load]]) -> Iterator[Row]:
         ratios = [sent.per_s / without.per_s for sent, without in pairs]
         words = f"{name} with one of {_TOKENS:,} tokens against the same bytes in another header"
         yield Row(words, f"{spread(ratios)}x", ">= 0.9x", statistics.median(ratios) >= 0.9, settles="causal")
+    pairs = zip(seen["warm product, many tokens"], seen["warm product, no token"], strict=True)
+    yield Row(f"warm product with one of {_MANY_TOKENS:,}, more than a process remembers",
+              f"{spread([sent.per_s / without.per_s for sent, without in pairs])}x")  # fmt: skip
 
 
 def _measure_waiting(stand: Stand, service: Running) -> Iterator[Row]:
@@ -155,7 +160,7 @@ def run_statement(stand: Stand, name: str) -> float:
     return stand.pgbench(f"\\set id random({low}, {high})\n{sql};\n", clients=8, node="pg2")
 
 
-def make_tokens(stand: Stand) -> list[str]:
+def make_tokens(stand: Stand, count: int = _TOKENS) -> list[str]:
     """Valid tokens of as many positions, all of them behind us."""
 
     async def look() -> tuple[int, int, int]:
@@ -171,7 +176,7 @@ def make_tokens(stand: Stand) -> list[str]:
 
     system_id, timeline, here = asyncio.run(look())
     keys = TokenKeys(parse_token_keys(stand.cluster.environment()["ATELIER_TOKEN_KEYS"]))
-    positions = (here - number * _TOKEN_STEP_BYTES for number in range(_TOKENS))
+    positions = (here - number * _TOKEN_STEP_BYTES for number in range(count))
     return [keys.seal(CausalToken(system_id, timeline, Lsn(position))) for position in positions]
 
 

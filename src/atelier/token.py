@@ -22,8 +22,9 @@ _PAYLOAD = struct.Struct(">BBQIQ")
 _MAC_BYTES = 16
 _VERSION = 1
 _BY_REPLICA = 0b1
-# Texts of tokens that are kept at hand.
-_KEPT = 256
+# Texts of tokens that are kept at hand, read or written: those of as many clients as one process may serve in a while,
+# in a few megabytes.
+_KEPT = 8192
 _TEXT_LENGTH = 51  # base64url of 22 payload and 16 MAC bytes, without padding
 
 

@@ -127,6 +127,26 @@ async def test_only_who_was_in_the_lost_commit_waits_for_it(
     assert asked == [3, 3, 2]
 
 
+async def test_slip_after_a_lost_commit_is_outcome_unknown(
+    shop: Shop, proxy: Proxy, writes: WriteService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command may have been done: nothing less than that is true."""
+    [sku_id] = await shop.stocked(5)
+    await writes.submit(make_order(adjustment((sku_id, 1))))
+    asked = []
+
+    async def claim(uow: UnitOfWork, orders):
+        asked.append(len(orders))
+        if len(asked) > 1:
+            raise LookupError("slipped")
+        return await claim_keys(uow, orders)
+
+    monkeypatch.setattr(dispatch, "claim_keys", claim)
+    proxy.on_commit = once("cut-after")
+    results = await writes.dispatcher.carry_out([make_order(adjustment((sku_id, 10)))])
+    assert (list(map(told, results)), asked) == (["OutcomeUnknownError"], [1, 1])
+
+
 def told(result: Receipt | Exception) -> tuple[int, bool] | str:
     """What a client is told: status and whether it is a replay, or the name of the problem."""
     if isinstance(result, ProblemError):

@@ -112,7 +112,7 @@ class Dispatcher:
             except Exception as error:
                 # A slip of ours over one order; the server has taken the transaction back.
                 log.exception("batch_broken", commands=len(cases), kind=type(error).__name__)
-                await self._settle_singly(cases, error, is_unsure=is_unsure)
+                await self._settle_singly(cases, OutcomeUnknownError() if is_unsure else error, is_unsure=is_unsure)
                 break
             try:
                 await self._gateway.wait_for_another_try(deadline)

@@ -3,7 +3,8 @@
 --
 -- A page by number is found by counts, not by leaving out rows one by one: the running sum of the spans leads to a
 -- span of 64 blocks, that of its blocks to a block of 512 ids, and at most 511 rows of it are left out. Counts and
--- rows come from one snapshot, so a page is exact whatever is being inserted or deleted beside it.
+-- rows come from one snapshot, so a page is exact whatever is being inserted or deleted beside it. The last page stops
+-- at its last product: what lies dead behind it is passed over by a standby one by one until the next vacuum.
 
 -- fragment: counted
 with change as materialized (
@@ -39,6 +40,9 @@ id, name, slogan, description, category, short_price(default_price) as default_p
 id, $3::text as campus, name, slogan, description, category, default_price::text as default_price,
 utc_milliseconds(created_at) as created_at, utc_milliseconds(updated_at) as updated_at
 
+-- fragment: as_many
+least($2::bigint, greatest(0, total.products - asked.id))
+
 -- fragment: more
 (select id from product where id > page.last_id order by id limit 1) is not null
 
@@ -49,7 +53,7 @@ from {located}
 cross join lateral (
     select coalesce(json_agg(fields order by fields.id), '[]') as body
     from (select {documented_item}
-          from product where id >= start.block << 9 order by id offset start.skip limit $2::bigint) as fields
+          from product where id >= start.block << 9 order by id offset start.skip limit {as_many}) as fields
 ) as page;
 
 -- name: list_live
@@ -59,7 +63,7 @@ from {located}
 cross join lateral (
     select coalesce(json_agg(fields order by fields.id), '[]') as body
     from (select {live_item}
-          from product where id >= start.block << 9 order by id offset start.skip limit $2::bigint) as fields
+          from product where id >= start.block << 9 order by id offset start.skip limit {as_many}) as fields
 ) as page;
 
 -- name: after_documented
