@@ -292,12 +292,12 @@ def describe_machine(stand: Stand) -> str:
 
 
 def describe_python() -> str:
-    """The interpreter and how it was built: without its profile-guided optimization it is a fifth slower or more."""
+    """The interpreter and how it was configured: one that is not optimized by a profile is a fifth slower or more."""
     asked = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
     profiled = "--enable-optimizations" in asked
     return (
         f"Python {platform.python_version()} ({platform.python_compiler()}, "
-        f"{'with' if profiled else 'without'} profile-guided optimization"
+        f"configured {'with' if profiled else 'without'} --enable-optimizations"
         f"{', link-time optimization' if '--with-lto' in asked else ''})"
     )
 
