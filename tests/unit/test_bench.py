@@ -124,7 +124,7 @@ def test_the_frames_of_a_profile_are_the_innermost_ones_by_their_share() -> None
 def test_the_machine_line_tells_how_python_was_built(monkeypatch: pytest.MonkeyPatch, asked: str, words: str) -> None:
     """A plain build costs a fifth."""
     monkeypatch.setattr(sysconfig, "get_config_var", lambda _: asked)
-    assert f"{words}profile-guided optimization" in stand.describe_python()
+    assert f"configured {words}--enable-optimizations" in stand.describe_python()
 
 
 def test_the_hit_rate_is_that_of_zipfs_law() -> None:
