@@ -279,6 +279,62 @@ async def test_what_no_replica_has_is_unavailable_until_a_primary_says_that_it_i
                 await reading.stock(sku_id, reading.ask(token, consistency))
 
 
+# Longer than a few pages of the log, and flushed by nobody's commit: the log writer sends the whole pages of it ahead.
+HALF_A_RECORD = "select pg_logical_emit_message(false, 'half', repeat('x', 50000))"
+
+
+async def test_half_a_record_that_a_dead_primary_left_behind_makes_no_token_lost(broken: EmbeddedCluster) -> None:
+    """It was never whole, so nobody has seen it; but a standby has received more than it can replay."""
+    async with open_reading(make_settings(broken), ClusterNodes(broken)) as reading:
+        async with open_shop(broken) as shop:
+            _, sku_id = await shop.make_sku(1)
+            await reading.until_replayed(await shop.token())
+        await asyncio.to_thread(broken.primary.sql, HALF_A_RECORD)
+
+        def all_have_half() -> bool:
+            replicas = reading.monitor.snapshot.replicas
+            seen = [node.observation for node in replicas if node.observation]
+            return len(seen) == 2 and all(one.received_lsn and one.received_lsn > one.replayed_lsn for one in seen)
+
+        await reading.until(all_have_half)
+        await asyncio.to_thread(broken.kill, "pg1")
+        await reading.until_roles(pg1="unknown")
+        shown = [(await reading.stock(sku_id)).token for _ in range(50)]
+        await asyncio.to_thread(broken.promote, "pg2")
+        await reading.until_roles(pg2="primary", pg3="replica")
+        assert {token.timeline for token in shown} == {1}
+        for token in set(shown):
+            answer = await reading.stock(sku_id, reading.ask(token))
+            assert b'"on_hand":1' in answer.rows[0]["body"]
+
+
+async def test_a_read_that_runs_into_a_promotion_waits_for_the_new_primary_to_be_seen(
+    make_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only node was a replica when it was last looked at, and has been promoted since: that is over in a moment."""
+    pair = await asyncio.to_thread(make_cluster, replicas=1)
+    async with open_reading(make_settings(pair), ClusterNodes(pair)) as reading:
+        async with open_shop(pair) as shop:
+            product_id, _ = await shop.make_sku()
+            await reading.until_replayed(await shop.token())
+        await asyncio.to_thread(pair.kill, "pg1")
+        await reading.until_roles(pg1="unknown", pg2="replica")
+        monkeypatch.setattr("atelier.topology.state.OBSERVATION_EXPIRES_S", 60)
+        monkeypatch.setattr("atelier.topology.monitor.REPLICA_INTERVAL_S", 60)
+        looked_s = observed_at_s(reading, "pg2")
+        await reading.until(lambda: observed_at_s(reading, "pg2") > looked_s)
+        await asyncio.to_thread(pair.node("pg2").sql, "select pg_promote()")
+        answer = await reading.product(product_id)
+        assert (answer.node, answer.token.timeline) == ("pg2", 2)
+
+
+def observed_at_s(reading: Reading, name: str) -> float:
+    """When a node was last looked at."""
+    node = reading.monitor.snapshot.node(name)
+    assert node is not None
+    return node.observation.observed_at_s if node.observation else 0.0
+
+
 async def test_neither_a_deposed_primary_nor_its_replica_is_read(broken: EmbeddedCluster) -> None:
     """It froze, another node took over, and it goes on: two take writes, and only what the new one has is shown."""
     async with open_reading(make_settings(broken)) as reading, open_shop(broken) as left_behind:
