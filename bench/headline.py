@@ -28,7 +28,7 @@ READS_PER_S = 8_000
 COMMANDS_PER_S = 500
 LIMIT_MS = 100
 # A main run is so many times a measurement; the steps of the knee are one each.
-_LONG = 12
+_LONG = 15
 _FIRST_STEP_PER_S, _STEP_PER_S, _LAST_STEP_PER_S = 2_000, 1_000, 16_000
 _CONNECTIONS, _COMMAND_CONNECTIONS = 256, 64
 # A gibibyte keeps the last tenth of a million products with their styles and related products.

@@ -2,9 +2,10 @@
 -- $2 is how many to give, $3 the campus of the live dialect.
 --
 -- A page by number is found by counts, not by leaving out rows one by one: the running sum of the spans leads to a
--- span of 64 blocks, that of its blocks to a block of 512 ids, and at most 511 rows of it are left out. Counts and
--- rows come from one snapshot, so a page is exact whatever is being inserted or deleted beside it. The last page stops
--- at its last product: what lies dead behind it is passed over by a standby one by one until the next vacuum.
+-- span of 64 blocks, that of its blocks to the blocks of 512 ids that the page lies in, and at most 511 rows of the
+-- first one are left out. Blocks without a product are not looked into: a standby passes over what lies dead in them
+-- row by row until the next vacuum. Counts and rows come from one snapshot, so a page is exact whatever is being
+-- inserted or deleted beside it.
 
 -- fragment: counted
 with change as materialized (
@@ -20,18 +21,21 @@ span as materialized (
 {position}
 cross join unnest($1::bigint[]) as asked (id)
 cross join (select coalesce(max(through), 0)::bigint as products from span) as total
-left join lateral (
-    select span.span, (asked.id - span.through + span.products)::bigint as skip
-    from span where span.through > asked.id order by span.span limit 1
-) as span on true
-left join lateral (
-    select counted.block, (span.skip - counted.through + counted.products)::bigint as skip
-    from (select block, sum(products) as products, sum(sum(products)) over (order by block) as through
-          from (select block, products from product_block where block >= span.span << 6 and block < (span.span + 1) << 6
-                union all select block, products from change where block >> 6 = span.span) as known
-          group by block) as counted
-    where counted.through > span.skip order by counted.block limit 1
-) as start on true
+cross join lateral (
+    select array_agg(found.block order by found.block) as blocks, (asked.id - min(found.before))::bigint as skip
+    from (
+        select counted.block, counted.products, span.through - span.products + counted.through as through,
+               span.through - span.products + counted.through - counted.products as before
+        from span cross join lateral (
+            select block, sum(products) as products, sum(sum(products)) over (order by block) as through
+            from (select block, products from product_block
+                  where block >= span.span << 6 and block < (span.span + 1) << 6
+                  union all select block, products from change where block >> 6 = span.span) as known
+            group by block) as counted
+        where span.through > asked.id and span.through - span.products - asked.id < $2::bigint
+    ) as found
+    where found.products > 0 and found.through > asked.id and found.before - asked.id < $2::bigint
+) as needed
 
 -- fragment: documented_item
 id, name, slogan, description, category, short_price(default_price) as default_price
@@ -40,8 +44,9 @@ id, name, slogan, description, category, short_price(default_price) as default_p
 id, $3::text as campus, name, slogan, description, category, default_price::text as default_price,
 utc_milliseconds(created_at) as created_at, utc_milliseconds(updated_at) as updated_at
 
--- fragment: as_many
-least($2::bigint, greatest(0, total.products - asked.id))
+-- fragment: rows
+product where id >= block.number << 9 and id < (block.number + 1) << 9
+order by id offset case block.turn when 1 then needed.skip else 0 end limit $2::bigint
 
 -- fragment: more
 (select id from product where id > page.last_id order by id limit 1) is not null
@@ -52,8 +57,10 @@ select asked.id, total.products as total, page.body, position.*
 from {located}
 cross join lateral (
     select coalesce(json_agg(fields order by fields.id), '[]') as body
-    from (select {documented_item}
-          from product where id >= start.block << 9 order by id offset start.skip limit {as_many}) as fields
+    from (select found.*
+          from unnest(needed.blocks) with ordinality as block (number, turn)
+          cross join lateral (select {documented_item} from {rows}) as found
+          order by found.id limit $2::bigint) as fields
 ) as page;
 
 -- name: list_live
@@ -62,8 +69,10 @@ select asked.id, total.products as total, page.body, position.*
 from {located}
 cross join lateral (
     select coalesce(json_agg(fields order by fields.id), '[]') as body
-    from (select {live_item}
-          from product where id >= start.block << 9 order by id offset start.skip limit {as_many}) as fields
+    from (select found.*
+          from unnest(needed.blocks) with ordinality as block (number, turn)
+          cross join lateral (select {live_item} from {rows}) as found
+          order by found.id limit $2::bigint) as fields
 ) as page;
 
 -- name: after_documented
