@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.report import write_report
 from bench.stand import BenchError, describe_machine, open_stand
-from bench.table import Row, print_row
+from bench.table import Row, print_row, read_rows
 from bench.targets import judge
 
 SUBJECTS = {
@@ -71,8 +71,9 @@ def run(options: argparse.Namespace) -> int:
     for row in targets:
         if row.target:
             print_row(row)
-    if options.write and len(results) > 1:
-        write_report(options.write, machine, {"targets": targets})
+    if options.write:
+        before = read_rows(options.write.read_text(encoding="utf-8"), "targets")
+        write_report(options.write, machine, {"targets": judge(results, before)})
     missed = [row.name for rows in results.values() for row in rows if not row.is_met]
     print(f"\n{len(missed)} targets missed{': ' if missed else ''}{'; '.join(missed)}")
     return 1 if missed else 0

@@ -75,6 +75,14 @@ def to_markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def read_rows(text: str, name: str) -> list[Row]:
+    """The rows of a table between its marks in a document; empty where there is none."""
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
+    lines = found[1].splitlines()[2:] if found else []
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [Row(what, value, target, verdict == "met") for what, value, target, verdict in cells]
+
+
 def put(text: str, name: str, content: str) -> str:
     """Puts content between the marks `<!-- NAME -->` and `<!-- /NAME -->` of a document."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)

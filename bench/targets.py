@@ -1,5 +1,6 @@
 """Every target of the design, and which rows settle it."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from bench.table import Row
@@ -19,14 +20,32 @@ TARGETS = {
 }
 
 
-def judge(results: Mapping[str, Sequence[Row]]) -> list[Row]:
-    """A row for every target and for each row that settles a part of it, in the design's order."""
+def judge(results: Mapping[str, Sequence[Row]], before: Sequence[Row] = ()) -> list[Row]:
+    """A row for every target and for each row that settles a part of it, in the design's order.
+
+    Args:
+        results: what this run has measured, by subject.
+        before: what an earlier run has judged; it stays where this one has measured nothing.
+    """
     rows = [row for subject in results.values() for row in subject if row.settles]
     judged = []
     for key, words in TARGETS.items():
         parts = [row for row in rows if row.settles == key]
+        if not parts and (kept := _group_of(words, before)):
+            judged += kept
+            continue
         met = bool(parts) and all(row.is_met for row in parts)
         verdict = f"{sum(row.is_met for row in parts)} of {len(parts)}" if parts else "not measured"
         judged.append(Row(f"**{words}**", verdict, "all" if parts else "", met))
         judged += [Row(row.name, row.value, row.target, row.is_met) for row in parts]
     return judged
+
+
+def _group_of(words: str, judged: Sequence[Row]) -> list[Row]:
+    """A target's row, and those below it that settle it."""
+    names = [row.name for row in judged]
+    if f"**{words}**" not in names:
+        return []
+    first = names.index(f"**{words}**")
+    parts = itertools.takewhile(lambda row: not row.name.startswith("**"), judged[first + 1 :])
+    return [judged[first], *parts]

@@ -50,6 +50,20 @@ def test_a_target_is_met_by_all_rows_that_settle_it() -> None:
     assert verdicts == {**dict.fromkeys(targets.TARGETS, ""), "hot": "MISSED", "spread": "met"}
 
 
+def test_a_target_that_was_not_measured_again_keeps_its_rows() -> None:
+    """As they stand in the document; one that was measured again has none of its old ones."""
+    hot = [table.Row("hot", "1.3x", ">= 1.2x", settles="hot")]
+    spread = [table.Row("spread", "4x", ">= 5x", is_met=False, settles="spread")]
+    document = table.put(
+        "<!-- targets -->\n<!-- /targets -->\n", "targets", table.to_markdown(targets.judge({"commands": hot + spread}))
+    )
+    before = table.read_rows(document, "targets")
+    assert table.to_markdown(targets.judge({}, before)) == table.to_markdown(before)
+    again = targets.judge({"commands": [table.Row("spread", "6x", ">= 5x", settles="spread")]}, before)
+    told = [(row.name, row.value, row.verdict) for row in again if not row.name.startswith("**")]
+    assert told == [("hot", "1.3x", "met"), ("spread", "6x", "met")]
+
+
 def test_every_target_is_settled_by_some_row_and_no_row_settles_another() -> None:
     """A misspelt key would leave a target without a verdict."""
     code = "".join(path.read_text(encoding="utf-8") for path in (TOP / "bench").glob("*.py"))
