@@ -291,14 +291,16 @@ async def test_half_a_record_that_a_dead_primary_left_behind_makes_no_token_lost
             await reading.until_replayed(await shop.token())
         await asyncio.to_thread(broken.primary.sql, HALF_A_RECORD)
 
-        def all_have_half() -> bool:
+        def all_have_half(*, streaming: bool) -> bool:
             replicas = reading.monitor.snapshot.replicas
             seen = [node.observation for node in replicas if node.observation]
-            return len(seen) == 2 and all(one.received_lsn and one.received_lsn > one.replayed_lsn for one in seen)
+            return len(seen) == 2 and all(
+                one.streaming is streaming and one.received_lsn and one.received_lsn > one.replayed_lsn for one in seen
+            )
 
-        await reading.until(all_have_half)
+        await reading.until(lambda: all_have_half(streaming=True))
         await asyncio.to_thread(broken.kill, "pg1")
-        await reading.until_roles(pg1="unknown")
+        await reading.until(lambda: all_have_half(streaming=False))
         shown = [(await reading.stock(sku_id)).token for _ in range(50)]
         await asyncio.to_thread(broken.promote, "pg2")
         await reading.until_roles(pg2="primary", pg3="replica")
