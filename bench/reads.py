@@ -33,9 +33,9 @@ COLD = {"ATELIER_CACHE_BYTES": "0"}
 _KEPT_PRODUCTS = 2_000
 # What a server of another kind (Express, a query a request) made of the mix in the design's own run, on its machine:
 # a constant of the design. This run's own of that kind is `bench.plain`.
+_EXPRESS_MIX = 2_740
 # The generator has as much to do with it as with a token.
 _NO_TOKEN = "X-No-Token"  # noqa: S105  a header's name
-_EXPRESS_MIX = 2_740
 # One for each of as many clients, all of which a process remembers to have opened; and more than it remembers.
 _TOKENS = 4_000
 _MANY_TOKENS = 40_000
