@@ -1,6 +1,5 @@
 """What both sides use of ASGI itself: a request's headers by name, its body, and an answer that is finished."""
 
-import asyncio
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -8,6 +7,7 @@ from typing import Any
 
 from litestar.types import Receive, Scope, Send
 
+from atelier.alarms import Alarms
 from atelier.problems import ProblemError
 
 # The framework refuses hosts that are none; those it would have to look at closer are left to it.
@@ -80,7 +80,7 @@ def has_plain_host(scope: Any) -> bool:
     return _HOST.fullmatch(headers_of(scope).raw.get(b"host", b"-")) is not None
 
 
-async def read_body(scope: Any, receive: Receive, *, most_bytes: int, within_s: float) -> bytes:
+async def read_body(scope: Any, receive: Receive, *, most_bytes: int, within_s: float, alarms: Alarms) -> bytes:
     """Reads the body of a request whole.
 
     Raises:
@@ -90,7 +90,7 @@ async def read_body(scope: Any, receive: Receive, *, most_bytes: int, within_s: 
     if declared.isdigit() and int(declared) > most_bytes + _LINGER_BYTES:
         raise ProblemError("payload-too-large", _TOO_LARGE)
     try:
-        async with asyncio.timeout(within_s):
+        with alarms.bound(within_s):
             return await _read_parts(receive, most_bytes)
     except TimeoutError as error:
         raise ProblemError("invalid-request", "The body did not arrive in time.") from error

@@ -4,12 +4,12 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from atelier.access.keys import KeyRefusedError, create_key, digest, list_keys, revoke_key
 from atelier.access.verify import KeyRecord, KeyVerifier

@@ -1,6 +1,7 @@
 """The change feed over real HTTP and real replicas: complete, in commit order, from wherever one left off."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -111,6 +112,42 @@ async def test_position_is_drawn_in_the_order_of_commits(shop: Shop, database: a
             event = await events.next()
             seen += [event.data["sku_id"]] if event.data.get("sku_id") in (first, second) else []
     assert seen == [first, second]
+
+
+async def test_transaction_announces_the_last_change_of_each_sku_once(shop: Shop, database: asyncpg.Connection) -> None:
+    """However many statements and rows; what was rolled back to a savepoint is not told. No note of it is left."""
+    skus = await shop.stocked(*[5] * 12)
+    since = await database.fetchval("select max(position) from outbox")
+    add = "update stock set on_hand = on_hand + $2, version = version + 1 where sku_id = any($1)"
+    async with database.transaction():
+        await database.execute(add, skus[:10], 1)
+        with contextlib.suppress(ZeroDivisionError):
+            async with database.transaction():
+                await database.execute(add, skus[10:], 1)
+                raise ZeroDivisionError
+        await database.execute(add, skus[3:5], 2)
+        # The order lock is taken inside COMMIT alone.
+        assert not await database.fetchval(
+            "select exists (select from pg_locks where locktype = 'advisory' and classid = 6386796 and objid = 2)"
+        )
+    rows = await database.fetch(
+        "select sku_id, available, version from outbox where position > $1 and sku_id = any($2) order by position",
+        since, skus,
+    )  # fmt: skip
+    told = [(row["sku_id"], row["available"], row["version"]) for row in rows]
+    assert sorted(told) == [(sku_id, *((8, 3) if sku_id in skus[3:5] else (6, 2))) for sku_id in sorted(skus[:10])]
+
+
+async def test_notes_of_what_was_touched_are_nobody_s_and_do_not_stay(
+    cluster: EmbeddedCluster, shop: Shop, database: asyncpg.Connection
+) -> None:
+    """Who writes stock can neither read nor write them, so that nothing is announced that was not changed."""
+    [sku_id] = await shop.stocked(5)
+    await shop.adjust(sku_id, 1)
+    assert cluster.primary.sql("select count(*) from atelier.stock_touched", database="atelier") == "0"
+    for statement in ("select from stock_touched", "delete from stock_touched", "insert into stock_touched values (1)"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await database.execute(statement)
 
 
 @pytest.mark.parametrize("has_lock", [True, False])

@@ -7,8 +7,8 @@ import pytest
 
 from atelier.embedded.cluster import EmbeddedCluster
 from atelier.writes.idempotency import lock_number
-from tests.commands.conftest import Shop, new_key, product
-from tests.support import make_key
+from tests.commands.conftest import Shop, new_key, product, wait_until_blocked
+from tests.support import make_key, role_dsn
 
 pytestmark = pytest.mark.anyio
 
@@ -150,6 +150,32 @@ async def test_key_that_is_held_is_in_flight(shop: Shop, database: asyncpg.Conne
             assert int(answer.headers["Retry-After"]) >= 1
     assert (await shop.http.get(f"/commands/{key}")).status_code == 404
     assert (await shop.adjust(sku_id, 1, Idempotency_Key=key)).status_code == 200
+
+
+async def test_key_that_commits_while_it_is_being_claimed_is_found(
+    shop: Shop, cluster: EmbeddedCluster, database: asyncpg.Connection
+) -> None:
+    """The claim began before that commit and gets the lock after it: it must not look with eyes from before it."""
+    [sku_id] = await shop.stocked(5)
+    key, gate = new_key(), 77
+    owner = await database.fetchval("select name from api_key where prefix = $1", _prefix(shop))
+    await database.execute("select pg_advisory_lock($1)", gate)
+    claiming = await asyncpg.connect(role_dsn(cluster, "writer"))
+    try:
+        # The snapshot of the whole statement is taken, then its arguments wait.
+        claim = asyncio.create_task(
+            claiming.fetchrow(
+                "select held, status from claim_command_keys($1, $2, "
+                "(select array[$3::bigint] from (select pg_advisory_xact_lock($4)) as gate))",
+                [owner], [key], lock_number(owner, key), gate,
+            )
+        )  # fmt: skip
+        await wait_until_blocked(database)
+        assert (await shop.adjust(sku_id, 1, Idempotency_Key=key)).status_code == 200
+        await database.execute("select pg_advisory_unlock($1)", gate)
+        assert tuple(await claim) == (True, 200)
+    finally:
+        claiming.terminate()
 
 
 async def test_resolver_tells_what_became_of_a_command(shop: Shop) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from atelier.embedded.config import Upstream, quote_setting, render_node_config, strip_identity
+from atelier.embedded.config import Upstream, quote_setting, render_node_config, size_buffers, strip_identity
 from atelier.embedded.errors import BusyError, DataFolderError
 from atelier.embedded.layout import ClusterState, DataFolder, turn_log, write_private
 from atelier.embedded.lock import hold_lock
 from atelier.embedded.ports import find_free, is_free
 from atelier.embedded.process import find_postmaster, find_process, own_identity
 
+GIB = 2**30
 STATE = ClusterState(18, "pg1", {"pg1": 5433, "pg2": 5434}, made=True)
 
 
@@ -216,6 +217,7 @@ def test_configuration_of_a_standby_names_its_upstream_and_holds_no_password(tmp
         shared=tmp_path / "it's.conf",
         hba=tmp_path / "hba",
         upstream=Upstream(5433, tmp_path / "pass"),
+        memory_bytes=8 * GIB,
         extra={"fsync": "off"},
     )
     assert f"include '{tmp_path}/it''s.conf'" in text
@@ -227,9 +229,25 @@ def test_configuration_of_a_standby_names_its_upstream_and_holds_no_password(tmp
 
 def test_configuration_of_a_primary_follows_nobody(tmp_path: Path) -> None:
     """Also after it has been a standby: the settings are there, and empty."""
-    text = render_node_config("pg1", port=1, shared=tmp_path, hba=tmp_path, upstream=None, extra={})
+    text = render_node_config(
+        "pg1", port=1, shared=tmp_path, hba=tmp_path, upstream=None, memory_bytes=8 * GIB, extra={}
+    )
     assert "primary_conninfo = ''" in text
     assert "primary_slot_name = ''" in text
+
+
+@pytest.mark.parametrize(("memory_gib", "buffers_mib"), [(1, 128), (3, 128), (8, 341), (24, 1024), (256, 1024)])
+def test_buffers_of_a_node_follow_the_memory_of_its_machine(memory_gib: int, buffers_mib: int, tmp_path: Path) -> None:
+    """Between the server's own default and a gibibyte; what somebody has set by hand stands in its place."""
+    assert size_buffers(memory_gib * GIB) == buffers_mib
+
+    def render(extra: dict[str, str]) -> str:
+        return render_node_config(
+            "pg1", port=1, shared=tmp_path, hba=tmp_path, upstream=None, memory_bytes=memory_gib * GIB, extra=extra
+        )
+
+    assert f"shared_buffers = '{buffers_mib}MB'" in render({})
+    assert f"shared_buffers = '{buffers_mib}MB'" not in render({"shared_buffers": "16MB"})
 
 
 def test_other_node_s_identity_is_stripped_and_the_rest_kept() -> None:

@@ -4,7 +4,6 @@ The role `writer` may append and read, never change or delete.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -23,8 +22,7 @@ select * from unnest(cast(:actors as text[]), cast(:key_ids as bigint[]), cast(:
 """)
 
 
-@dataclass(frozen=True, slots=True)
-class Deed:
+class Deed(msgspec.Struct, frozen=True):
     """One command that was decided.
 
     Attributes:

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
+
 from atelier.access.keys import PREFIX_LENGTH, digest
 from atelier.deadline import Clock, Deadline
 from atelier.errors import DeadlineExceededError
@@ -45,8 +47,7 @@ Lookup = Callable[[str], Awaitable[KeyRecord | None]]
 """Finds a key by its prefix."""
 
 
-@dataclass(frozen=True, slots=True)
-class Actor:
+class Actor(msgspec.Struct, frozen=True):
     """Who asks: the owner's `name`, by which key, and with which scopes."""
 
     name: str

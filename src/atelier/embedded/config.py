@@ -29,7 +29,14 @@ class Upstream:
 
 
 def render_node_config(
-    name: str, *, port: int, shared: Path, hba: Path, upstream: Upstream | None, extra: Mapping[str, str]
+    name: str,
+    *,
+    port: int,
+    shared: Path,
+    hba: Path,
+    upstream: Upstream | None,
+    memory_bytes: int,
+    extra: Mapping[str, str],
 ) -> str:
     """Forms a node's own configuration file.
 
@@ -39,6 +46,7 @@ def render_node_config(
         shared: the configuration that all nodes have in common.
         hba: who may connect.
         upstream: the primary to follow; None for the primary itself.
+        memory_bytes: what the machine has, for all nodes and everything else on it.
         extra: more settings, which win over the shared ones.
     """
     lines = {
@@ -49,10 +57,20 @@ def render_node_config(
         "hba_file": str(hba),
         "primary_conninfo": _conninfo(name, upstream) if upstream else "",
         "primary_slot_name": name if upstream else "",
+        "shared_buffers": f"{size_buffers(memory_bytes)}MB",
         **extra,
     }
     settings = "".join(f"{key} = {quote_setting(value)}\n" for key, value in lines.items())
     return f"# Written by atelier at each start.\ninclude {quote_setting(str(shared))}\n{settings}"
+
+
+def size_buffers(memory_bytes: int) -> int:
+    """The `shared_buffers` of one node, in MiB: three nodes get an eighth of the memory together, and none over 1 GiB.
+
+    The textbook's quarter is for a server that has its machine to itself. Below 128, the server's own default, it never
+    goes: that much a laptop has.
+    """
+    return min(1024, max(128, memory_bytes // 24 // 2**20))
 
 
 def strip_identity(auto_config: str) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from atelier.embedded import config, process
 from atelier.embedded.account import Account, give, run
 from atelier.embedded.binaries import Binaries
@@ -111,6 +113,7 @@ class Node:
             shared=etc / "postgresql.conf",
             hba=etc / "pg_hba.conf",
             upstream=upstream,
+            memory_bytes=psutil.virtual_memory().total,
             extra=self._extra,
         )
         write_private(self.config, text)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from atelier.alarms import Alarms
 from atelier.deadline import Clock, Deadline
 from atelier.errors import OutcomeUnknownError, OverloadedError
 
@@ -30,6 +31,9 @@ _COMPANY = 8
 _GAP_S = 0.001
 _MOST_GAPS = 10
 _LAST_WORD_S = 0.2
+# Answers to so many are formed in one turn of the event loop. With all of a batch in one turn, another lane's statement
+# that has come back would wait for all of them, and the database with it.
+_ANSWERED_TOGETHER = 8
 
 
 @dataclass(slots=True, eq=False)
@@ -119,6 +123,7 @@ class Combiner(Generic[Item, Result]):
         self._bulk: deque[_Ticket[Item, Result]] = deque()
         self._free: deque[asyncio.Future[None]] = deque()
         self._lanes: list[asyncio.Task[None]] = []
+        self._alarms = Alarms()
         self._is_closing = False
         self._running = 0
         self._finished = asyncio.Event()
@@ -160,12 +165,12 @@ class Combiner(Generic[Item, Result]):
         queue = self._bulk if is_bulk else self._interactive
         queue.append(ticket)
         self._wake_one()
-        timer = loop.call_later(deadline.remaining_s(), ticket.give_up)
+        alarm = self._alarms.set(deadline.remaining_s(), ticket.give_up)
         try:
             # Who stops waiting takes nothing away from a batch that is under way: that is the lane's.
             return await ticket.future
         finally:
-            timer.cancel()
+            alarm.cancel()
             if not ticket.is_started:
                 with contextlib.suppress(ValueError):
                     queue.remove(ticket)
@@ -249,7 +254,9 @@ class Combiner(Generic[Item, Result]):
             results = [OutcomeUnknownError()] * len(batch)
         except Exception as error:  # noqa: BLE001  it goes to those who wait
             results = [error] * len(batch)
-        for ticket, result in zip(batch, results, strict=True):
+        for index, (ticket, result) in enumerate(zip(batch, results, strict=True)):
+            if index and index % _ANSWERED_TOGETHER == 0:
+                await asyncio.sleep(0)
             if ticket.future.done():
                 continue
             if isinstance(result, Exception):

@@ -120,11 +120,9 @@ def parse_if_match(text: str | None) -> VersionMatch:
 
 def fingerprint(method: str, path: str, query: str, *, if_match: str | None, body: object) -> bytes:
     """What makes two requests the same: SHA-256 over method, path, query, `If-Match` and the **parsed** body."""
-    hasher = hashlib.sha256()
-    for part in (method, path, query, "" if if_match is None else f"={if_match}"):
-        hasher.update(f"{len(part)}:{part}".encode("utf-8", "surrogateescape"))
-    hasher.update(b"" if body is None else msgspec.json.encode(body))
-    return hasher.digest()
+    parts = (method, path, query, "" if if_match is None else f"={if_match}")
+    named = "".join(f"{len(part)}:{part}" for part in parts).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(named if body is None else named + msgspec.json.encode(body)).digest()
 
 
 def _refuse_field(message: str) -> ProblemError:

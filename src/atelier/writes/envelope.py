@@ -1,7 +1,8 @@
 """A command on its way: who sent it, under which key, and when it has to be answered."""
 
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from atelier.access.verify import Actor
 from atelier.deadline import Deadline
@@ -10,8 +11,7 @@ from atelier.writes.commands import Command
 from atelier.writes.verdict import Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(msgspec.Struct, frozen=True):
     """One command to be carried out.
 
     Attributes:
@@ -32,11 +32,10 @@ class Envelope:
     fingerprint: bytes
     path: str
     deadline: Deadline
-    notes: dict[str, Any] = field(default_factory=dict, compare=False)
+    notes: dict[str, Any] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(msgspec.Struct, frozen=True):
     """What a client gets.
 
     Attributes:

@@ -1,13 +1,12 @@
 """Command keys: at most one effect each. The row commits in the same transaction as the effect it stands for.
 
 First the keys are locked (never waiting: a key that is held is a command that is still running), then stored outcomes
-are looked up in a statement of its own, whose snapshot is newer than the locks. The other way round, or both in one
-statement, a duplicate would find neither lock nor row.
+are looked up by a statement whose snapshot is newer than the locks: the two inside `claim_command_keys` (migration
+0009), in one round trip. The other way round, or both in one statement, a duplicate would find neither lock nor row.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -21,14 +20,9 @@ from atelier.writes.verdict import Outcome
 # A character that no client's key has, so that keys of ours never meet theirs.
 OWN_PREFIX = "/"
 
-_LOCK = text("""
-select pg_try_advisory_xact_lock(lock) as held
-  from unnest(cast(:locks as bigint[])) with ordinality as wanted (lock, position) order by position
-""")
-_LOOK_UP = text("""
-select owner, key, fingerprint, status, cast(headers as text) as headers, body
-  from command_key
-  join unnest(cast(:owners as text[]), cast(:keys as text[])) as wanted (owner, key) using (owner, key)
+_CLAIM = text("""
+select held, fingerprint, status, headers, body
+  from claim_command_keys(cast(:owners as text[]), cast(:keys as text[]), cast(:locks as bigint[]))
 """)
 _RECORD = text("""
 insert into command_key (owner, key, fingerprint, status, headers, body)
@@ -39,8 +33,7 @@ select new.owner, new.key, new.fingerprint, new.status, cast(new.headers as json
 """)
 
 
-@dataclass(frozen=True, slots=True)
-class InFlight:
+class InFlight(msgspec.Struct, frozen=True):
     """Another transaction holds the key."""
 
     def refusal(self) -> ProblemError:
@@ -48,8 +41,7 @@ class InFlight:
         return retry_later("idempotency-in-flight", "The first request with this key is still running.")
 
 
-@dataclass(frozen=True, slots=True)
-class Unclaimed:
+class Unclaimed(msgspec.Struct, frozen=True):
     """The key is ours until the transaction ends, and has no outcome yet."""
 
 
@@ -63,12 +55,15 @@ async def claim_keys(uow: UnitOfWork, orders: Sequence[Envelope]) -> list[Claim]
     Returns:
         One claim per order. Of two orders with one key in one batch the second is in flight.
     """
-    held = await _lock_keys(uow, orders)
-    stored = await _look_up(uow, [order for order, is_ours in zip(orders, held, strict=True) if is_ours])
-    return [
-        _judge(order, stored.get((order.actor.name, order.key))) if is_ours else InFlight()
-        for order, is_ours in zip(orders, held, strict=True)
-    ]
+    locks = [lock_number(order.actor.name, order.key) for order in orders]
+    rows = await _claim(uow, [order.actor.name for order in orders], [order.key for order in orders], locks)
+    # A lock is re-entrant within a transaction, so duplicates are told apart here.
+    seen: set[int] = set()
+    claims: list[Claim] = []
+    for order, lock, row in zip(orders, locks, rows, strict=True):
+        claims.append(InFlight() if lock in seen or not row.held else _judge(order, row))
+        seen.add(lock)
+    return claims
 
 
 def record_outcomes(uow: UnitOfWork, orders: Sequence[Envelope], outcomes: Sequence[Outcome]) -> None:
@@ -87,12 +82,11 @@ def record_outcomes(uow: UnitOfWork, orders: Sequence[Envelope], outcomes: Seque
 
 
 async def find_outcome(uow: UnitOfWork, owner: str, key: str) -> Outcome | InFlight | None:
-    """What became of a key; None when nothing is recorded. Tries the lock first: held means in flight."""
-    row = (await uow.execute(_LOCK, {"locks": [lock_number(owner, key)]}))[0]
+    """What became of a key; None when nothing is recorded. A key that is held is in flight."""
+    row = (await _claim(uow, [owner], [key], [lock_number(owner, key)]))[0]
     if not row.held:
         return InFlight()
-    rows = await uow.execute(_LOOK_UP, {"owners": [owner], "keys": [key]})
-    return _to_outcome(rows[0]) if rows else None
+    return None if row.status is None else _to_outcome(row)
 
 
 def lock_number(owner: str, key: str) -> int:
@@ -101,30 +95,18 @@ def lock_number(owner: str, key: str) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-async def _lock_keys(uow: UnitOfWork, orders: Sequence[Envelope]) -> list[bool]:
-    """Which orders have their key. A lock is re-entrant within a transaction, so duplicates are told apart here."""
-    locks = [lock_number(order.actor.name, order.key) for order in orders]
-    rows = await uow.execute(_LOCK, {"locks": locks})
-    seen: set[int] = set()
-    held = []
-    for lock, row in zip(locks, rows, strict=True):
-        held.append(row.held and lock not in seen)
-        seen.add(lock)
-    return held
+async def _claim(
+    uow: UnitOfWork, owners: Sequence[str], keys: Sequence[str], locks: Sequence[int]
+) -> Sequence[Row[Any]]:
+    """A row for each key, in their order: whether its lock is ours, and what is stored under it, null when nothing.
+
+    A key of our own making is new the first time; looking it up all the same is what finds a lost commit again.
+    """
+    return await uow.execute(_CLAIM, {"owners": owners, "keys": keys, "locks": locks})
 
 
-async def _look_up(uow: UnitOfWork, orders: Sequence[Envelope]) -> dict[tuple[str, str], Row[Any]]:
-    # A key of ours is new by construction the first time, but the look-up is what finds a lost commit again.
-    if not orders:
-        return {}
-    rows = await uow.execute(
-        _LOOK_UP, {"owners": [order.actor.name for order in orders], "keys": [order.key for order in orders]}
-    )
-    return {(row.owner, row.key): row for row in rows}
-
-
-def _judge(order: Envelope, row: Row[Any] | None) -> Claim:
-    if row is None:
+def _judge(order: Envelope, row: Row[Any]) -> Claim:
+    if row.status is None:
         return Unclaimed()
     if bytes(row.fingerprint) != order.fingerprint:
         return ProblemError("idempotency-conflict", "Another request was sent with this Idempotency-Key before.")

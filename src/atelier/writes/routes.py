@@ -5,7 +5,7 @@ Bodies and headers are read by hand (see `atelier.writes.decode`); the framework
 
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -16,6 +16,7 @@ from litestar.types import ASGIApp, Receive
 
 from atelier.access.rate import RateLimiter
 from atelier.access.verify import Actor, KeyVerifier, require
+from atelier.alarms import Alarms
 from atelier.asgi import RequestHeaders, Sent, describe_body, headers_of, read_body
 from atelier.http import SET_TOKEN_COOKIE, TOKEN_HEADER
 from atelier.problems import MEDIA_TYPE, ProblemError
@@ -69,6 +70,7 @@ class Writes:
     limiter: RateLimiter
     keys: TokenKeys
     new_key: Callable[[], str] = lambda: f"{OWN_PREFIX}{uuid.uuid4()}"
+    bodies: Alarms = field(default_factory=Alarms)
 
 
 def build_handlers(writes: Writes) -> list[HTTPRouteHandler]:
@@ -145,7 +147,7 @@ async def _read_order(writes: Writes, endpoint: Endpoint, request: Incoming, act
     if_match = headers.get("if-match")
     if endpoint.needs_if_match and if_match is None:
         raise ProblemError("precondition-required", "Send the version that you saw in If-Match.")
-    raw = await read_body(scope, request.receive, most_bytes=LARGEST_BODY_BYTES, within_s=_BODY_S)
+    raw = await read_body(scope, request.receive, most_bytes=LARGEST_BODY_BYTES, within_s=_BODY_S, alarms=writes.bodies)
     body = decode_body(raw, endpoint.shape)
     path, query = scope["path"], scope["query_string"].decode("latin-1")
     command = endpoint.make(Parts(ids, body, parse_if_match(if_match)))

@@ -4,11 +4,12 @@ A batch is decided in arrival order on one `Room`: each command sees what those 
 holds one final value per SKU, however many commands touched it.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
+
+import msgspec
 
 from atelier.problems import ProblemError
 from atelier.writes.commands import (
@@ -94,8 +95,7 @@ class Hold:
         self.changed = True
 
 
-@dataclass(frozen=True, slots=True)
-class Movement:
+class Movement(msgspec.Struct, frozen=True):
     """One row of the ledger."""
 
     sku_id: int
@@ -226,11 +226,12 @@ def check_lines(command: AdjustStock | ReserveStock) -> None:
         ProblemError: `invalid-request`, with the path of the field.
     """
     lines: Sequence[AdjustmentLine | ReservationLine] = command.body.lines
-    seen = Counter(line.sku_id for line in lines)
+    sku_ids = [line.sku_id for line in lines]
+    if len(set(sku_ids)) < len(sku_ids):
+        index = next(index for index, sku_id in enumerate(sku_ids) if sku_ids.count(sku_id) > 1)
+        where = f"lines[{index}].sku_id"
+        raise ProblemError("invalid-request", f"{where}: SKU {sku_ids[index]} stands in lines twice", field=where)
     for index, line in enumerate(lines):
-        if seen[line.sku_id] > 1:
-            where = f"lines[{index}].sku_id"
-            raise ProblemError("invalid-request", f"{where}: SKU {line.sku_id} stands in lines twice", field=where)
         if getattr(line, "delta", 1) == 0:
             where = f"lines[{index}].delta"
             raise ProblemError("invalid-request", f"{where}: a delta is not zero", field=where)

@@ -1,7 +1,6 @@
 """What a handler says of one command: done, or refused. No I/O."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -12,8 +11,7 @@ from atelier.problems import ProblemError
 _KEPT = frozenset({404, 409, 412})
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(msgspec.Struct, frozen=True):
     """A command that worked.
 
     Attributes:
@@ -26,13 +24,12 @@ class Done:
 
     status: int
     document: Any = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
     before: Any = None
     after: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """A command that changed nothing, and why."""
 
     problem: ProblemError
@@ -51,8 +48,7 @@ def refuse(name: str, detail: str, **members: Any) -> Refused:
     return Refused(ProblemError(name, detail, **members))
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """A verdict as it is stored and sent: status, headers of its own, and the body's bytes."""
 
     status: int
