@@ -1,4 +1,4 @@
-"""What combined commands are compared with: one SQLAlchemy unit of work per request, the same rows, the same server."""
+"""A lean unit of work per request on a plain handler: key row, update and ledger row; no audit, API key or token."""
 
 import os
 from collections.abc import AsyncIterator

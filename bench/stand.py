@@ -111,11 +111,11 @@ class Stand:
         port = (self.cluster.node(node) if node else self.cluster.primary).port
         return f"postgresql://{role}:{password}@127.0.0.1:{port}/atelier"
 
-    def ask(self, sql: str) -> str:
-        """The one value that a query on the primary gives."""
+    def ask(self, sql: str, *, node: str | None = None) -> str:
+        """The one value that a query gives on a node, the primary unless named."""
 
         async def fetch() -> str:
-            connection = await asyncpg.connect(self.dsn_of("writer"))
+            connection = await asyncpg.connect(self.dsn_of("writer", node))
             try:
                 return str(await connection.fetchval(sql))
             finally:

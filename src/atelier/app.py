@@ -125,7 +125,10 @@ def create_app(settings: Settings) -> Edge:
 
 def write_policy_of(settings: Settings) -> WritePolicy:
     """The writing side's own bounds, with what the settings say of them."""
-    return WritePolicy(keys_kept_s=settings.commands.keys_kept_s, quorum=settings.quorum)
+    commands = settings.commands
+    return WritePolicy(
+        lanes=commands.lanes, largest_batch=commands.batch, keys_kept_s=commands.keys_kept_s, quorum=settings.quorum
+    )
 
 
 def rate_limit_of(settings: Settings) -> RateLimit | None:

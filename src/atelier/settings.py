@@ -134,8 +134,12 @@ class Ejection:
 
 @dataclass(frozen=True, slots=True)
 class CommandPolicy:
-    """How long keys of commands are kept, and how fast they may come."""
+    """How commands are combined, how long their keys are kept, and how fast they may come."""
 
+    lanes: int = 2
+    """Transactions of inventory commands at the same time: when one stands before a lock, the other goes on."""
+    batch: int = 256
+    """The most commands in one transaction: more only make the last of them wait for the first. 1 combines nothing."""
     keys_kept_s: int = 86_400
     """How long a command key is remembered: a day covers every retry that a person still means."""
     rate_per_s: int = 0
@@ -193,7 +197,7 @@ class Settings:
     ejection: Ejection = Ejection()
     """When a node is left alone."""
     commands: CommandPolicy = CommandPolicy()
-    """Keys and rates of commands."""
+    """Combining, keys and rates of commands."""
     web: WebPolicy = WebPolicy()
     """Defaults of HTTP."""
     patroni: tuple[Endpoint, ...] = ()
@@ -265,6 +269,8 @@ class Settings:
                 slow_ms=source.number("ATELIER_SLOW_MS", 100, 1, 60_000),
             ),
             commands=CommandPolicy(
+                lanes=source.number("ATELIER_COMMAND_LANES", 2, 1, 20),
+                batch=source.number("ATELIER_COMMAND_BATCH", 256, 1, 1_000),
                 keys_kept_s=source.number("ATELIER_COMMAND_KEYS_KEPT_S", 86_400, 60, 31_536_000),
                 rate_per_s=source.number("ATELIER_RATE_PER_S", 0, 0, 1_000_000),
                 rate_burst=source.number("ATELIER_RATE_BURST", 100, 1, 1_000_000),

@@ -1,6 +1,7 @@
 """The audit: written with every command, sealed within seconds, and a change of it shows."""
 
 import asyncio
+import hashlib
 import json
 import os
 import subprocess
@@ -130,7 +131,7 @@ def request_of(name: str, ids: dict[str, int]) -> tuple[Any, str | None]:
         "DeleteProduct": (None, None),
         "ReplaceFeatures": ([{"feature": "Silk", "value": "Yes"}], None),
         "ReplaceRelated": ([ids["product_id"]], f"{product_path}/related"),
-        "CreateStyle": (style(4, name="Blue", photos=[PHOTO]), None),
+        "CreateStyle": (style(4, name="Blue", photos=[PHOTO], **{"default?": False}), None),
         "PatchStyle": ({"name": "Green"}, style_path),
         "DeleteStyle": (None, style_path),
         "ReplacePhotos": ([], style_path),
@@ -210,6 +211,57 @@ async def test_refused_command_leaves_its_status_and_nothing_else(shop: Shop, da
     entry = await entry_of(database, key)
     assert entry["actor"].startswith("test-")
     assert (entry["status"], entry["before"], entry["after"]) == (409, None, None)
+
+
+@pytest.mark.parametrize("how", ["patched", "added"])
+async def test_style_that_becomes_the_default_leaves_the_one_before_it_in_the_audit(
+    shop: Shop, database: asyncpg.Connection, how: str
+) -> None:
+    """That one was changed as well, by the same command."""
+    made = (await shop.post("/products", product(styles=[style(1), style(2, **{"default?": False})]))).json()["id"]
+    first, second = (entry["style_id"] for entry in (await shop.http.get(f"/products/{made}/styles")).json()["results"])
+    key = new_key()
+    if how == "patched":
+        await shop.send("PATCH", f"/styles/{second}", {"default?": True}, Idempotency_Key=key)
+        became = second
+    else:
+        added = await shop.post(f"/products/{made}/styles", style(), Idempotency_Key=key)
+        became = int(added.headers["Location"].rpartition("/")[2])
+    entry = await entry_of(database, key)
+    before, after = (
+        {shown["style_id"]: shown["default?"] for shown in read(entry[column])} for column in ("before", "after")
+    )
+    assert (before[first], after) == (1, {became: 1, first: 0})
+
+
+async def test_seal_is_over_the_entries_as_json_whatever_they_hold(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
+) -> None:
+    """Reckoned anew here from the columns: every character up to U+07FF, quotes and all, in every text of an entry."""
+    odd = "".join(map(chr, range(1, 0x800))) + "\u2028\U0001f9e2"
+    key = new_key()
+    await database.execute(
+        "insert into audit_entry (actor, key_id, command, command_key, target, status, before, after) "
+        "values ($1, 1, $1, $2, $1, 200, $1, null), ($1, -1, '', '', '', 0, null, $1)",
+        odd, key,
+    )  # fmt: skip
+    entry = await entry_of(database, key)
+    await wait_until_sealed(database, entry["entry_id"])
+    seal = await seal_of(database, entry["entry_id"])
+    earlier = await database.fetchrow("select * from audit_seal where seal_id = $1", seal["seal_id"] - 1)
+    entries = await database.fetch(
+        "select entry_id, xid::text, (extract(epoch from at) * 1000000)::bigint, position::text, actor, key_id, "
+        "command, command_key, target, status, before, after from audit_entry "
+        "where (xid, entry_id) > ($1, $2) and (xid, entry_id) <= ($3, $4) order by audit_entry.xid, entry_id",
+        *((earlier["last_xid"], earlier["last_entry_id"]) if earlier else (0, 0)),
+        seal["last_xid"], seal["last_entry_id"],
+    )  # fmt: skip
+    assert len(entries) == seal["entries"] >= 2
+    hasher = hashlib.sha256(earlier["hash"] if earlier else bytes(32))
+    for sealed in (*map(tuple, entries), (seal["system_id"], seal["timeline"], str(Lsn(seal["position"])))):
+        text = json.dumps(sealed, ensure_ascii=False, separators=(",", ":")).encode()
+        hasher.update(len(text).to_bytes(4, "big") + text)
+    assert seal["hash"] == hasher.digest()
 
 
 async def test_position_of_a_seal_makes_a_token_that_contains_its_entries(

@@ -52,6 +52,7 @@ insert into stock_movement (catalogue_id, sku_id, delta, kind, command_key)
 select (select catalogue_id from current_catalogue), sku_id, on_hand, 'initial', :key
   from opened where on_hand > 0 order by sku_id
 """)
+_DEFAULTS = text("select id from style where product_id = :product_id and is_default order by id")
 _CLEAR_DEFAULT = text("update style set is_default = false where product_id = :product_id and is_default")
 _UPDATE_STYLE = text("""
 update style
@@ -72,10 +73,13 @@ async def create_style(command: CreateStyle, uow: UnitOfWork, key: str) -> Verdi
     """Adds a style with its photos and SKUs."""
     if refused := await lock_product(uow, command.product_id, command.if_match):
         return refused
+    replaced = await _find_defaults(uow, command.product_id) if command.body.is_default else []
+    before = await _show_all(uow, replaced)
     tag = await _raise(uow, command.product_id)
     style_id = (await insert_styles(uow, command.product_id, [command.body], key))[0]
-    document = await show_style(uow, style_id)
-    return Done(201, document, {"Location": f"/styles/{style_id}", "ETag": tag}, after=document)
+    document, *others = await _show_all(uow, [style_id, *replaced])
+    headers = {"Location": f"/styles/{style_id}", "ETag": tag}
+    return Done(201, document, headers, before=before or None, after=[document, *others] if others else document)
 
 
 async def patch_style(command: PatchStyle, uow: UnitOfWork, _key: str) -> Verdict:
@@ -83,9 +87,12 @@ async def patch_style(command: PatchStyle, uow: UnitOfWork, _key: str) -> Verdic
     product_id = await lock_style(uow, command.style_id, command.if_match)
     if isinstance(product_id, Refused):
         return product_id
-    before, body = await show_style(uow, command.style_id), command.body
+    body = command.body
+    defaults = await _find_defaults(uow, product_id) if body.is_default is True else []
+    changed = [command.style_id, *(style_id for style_id in defaults if style_id != command.style_id)]
+    before = await _show_all(uow, changed)
     tag = await _raise(uow, product_id)
-    if body.is_default is True:
+    if defaults:
         await uow.execute(_CLEAR_DEFAULT, {"product_id": product_id})
     await uow.execute(
         _UPDATE_STYLE,
@@ -98,7 +105,10 @@ async def patch_style(command: PatchStyle, uow: UnitOfWork, _key: str) -> Verdic
             "is_default": _or_none(body.is_default),
         },
     )
-    return await _changed(uow, command.style_id, tag, before)
+    after = await _show_all(uow, changed)
+    if len(changed) == 1:
+        return Done(200, after[0], {"ETag": tag}, before=before[0], after=after[0])
+    return Done(200, after[0], {"ETag": tag}, before=before, after=after)
 
 
 async def delete_style(command: DeleteStyle, uow: UnitOfWork, key: str) -> Verdict:
@@ -124,7 +134,8 @@ async def replace_photos(command: ReplacePhotos, uow: UnitOfWork, _key: str) -> 
     tag = await _raise(uow, product_id)
     await uow.execute(_CLEAR_PHOTOS, {"id": command.style_id})
     await _insert_photos(uow, [(command.style_id, photo) for photo in command.body])
-    return await _changed(uow, command.style_id, tag, before)
+    after = await show_style(uow, command.style_id)
+    return Done(200, after, {"ETag": tag}, before=before, after=after)
 
 
 async def create_sku(command: CreateSku, uow: UnitOfWork, key: str) -> Verdict:
@@ -201,9 +212,14 @@ async def _insert_skus(uow: UnitOfWork, ids: list[int], skus: Sequence[tuple[int
         await uow.execute(_INSERT_STOCK, {"ids": ids, "quantities": [sku.quantity for _, sku in skus], "key": key})
 
 
-async def _changed(uow: UnitOfWork, style_id: int, tag: str, before: Raw | None) -> Done:
-    after = await show_style(uow, style_id)
-    return Done(200, after, {"ETag": tag}, before=before, after=after)
+async def _find_defaults(uow: UnitOfWork, product_id: int) -> list[int]:
+    """The styles that another default takes the place of: one at most, but for rows that somebody wrote by hand."""
+    return [row.id for row in await uow.execute(_DEFAULTS, {"product_id": product_id})]
+
+
+async def _show_all(uow: UnitOfWork, style_ids: Sequence[int]) -> list[Raw | None]:
+    """Styles for an answer and for the audit, which keeps a list where a command has changed several."""
+    return [await show_style(uow, style_id) for style_id in style_ids]
 
 
 async def _raise(uow: UnitOfWork, product_id: int) -> str:
