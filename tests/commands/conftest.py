@@ -108,12 +108,19 @@ async def serving(cluster: EmbeddedCluster, **settings: str) -> AsyncIterator[Se
         await asyncio.to_thread(opened.__exit__, None, None, None)
 
 
-@pytest.fixture
-async def shop(service: Service) -> AsyncIterator[Shop]:
+@asynccontextmanager
+async def open_shop(service: Service) -> AsyncIterator[Shop]:
     """A client with all scopes."""
     headers = {"Authorization": f"Bearer {service.key}"}
     async with httpx.AsyncClient(base_url=service.url, headers=headers, timeout=30) as http:
         yield Shop(http)
+
+
+@pytest.fixture
+async def shop(service: Service) -> AsyncIterator[Shop]:
+    """A client of the service that the tests share."""
+    async with open_shop(service) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Different inventory commands in one transaction: everything of each is written, and one position stands for all."""
 
+import asyncio
+
 import asyncpg
 import msgspec
 import pytest
@@ -16,7 +18,7 @@ from atelier.writes.commands import (
     VersionMatch,
 )
 from atelier.writes.policy import WritePolicy
-from tests.commands.conftest import Shop, broken_shelves
+from tests.commands.conftest import Shop, broken_shelves, new_key, open_shop, serving
 from tests.commands.writing import adjustment, make_order, open_writes, settings_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
@@ -73,3 +75,21 @@ async def test_every_kind_in_one_transaction_with_all_its_rows(
     )
     assert [tuple(row) for row in shelves] == [(13, 4), (8, 4)]
     assert await broken_shelves(database, [first, second]) == []
+
+
+@pytest.mark.parametrize(("batch", "is_combined"), [("256", True), ("1", False)])
+async def test_combining_can_be_switched_off(
+    cluster: EmbeddedCluster, database: asyncpg.Connection, batch: str, *, is_combined: bool
+) -> None:
+    """What it is worth is measured so; every command has a transaction of its own then, and the same effect."""
+    settings = {"ATELIER_COMMAND_BATCH": batch, "ATELIER_COMMAND_LANES": "1"}
+    async with serving(cluster, **settings) as service, open_shop(service) as shop:
+        [sku_id] = await shop.stocked(0)
+        keys = [new_key() for _ in range(40)]
+        answers = await asyncio.gather(*(shop.adjust(sku_id, 1, Idempotency_Key=key) for key in keys))
+    assert {answer.status_code for answer in answers} == {200}
+    assert await database.fetchval("select on_hand from stock where sku_id = $1", sku_id) == 40
+    transactions = await database.fetchval(
+        "select count(distinct xid) from audit_entry where command_key = any($1)", keys
+    )
+    assert (transactions < 40) == is_combined
