@@ -68,9 +68,13 @@ def create_app(settings: Settings) -> Edge:
     readers_verifier = KeyVerifier(KeyLookup(settings, executor, clock=clock).find, clock=clock, now=utc_now)
     guards = [ask_for_key(readers_verifier)] if settings.web.operations == "keyed" else []
     nodes = observe_nodes(lambda: monitor.snapshot, executor.in_flight, pools.connections, clock=clock)
+    service = (
+        WriteService(monitor, settings, write_policy_of(settings), clock=clock) if settings.role != "reads" else None
+    )
+    observed = [nodes, cache.observe(), *([service.observe()] if service is not None else [])]
     routers: list[ControllerRouterHandler] = [
         build_operations(monitor, executor, settings, clock=clock, guards=guards, is_ending=lambda: draining.has_begun),
-        build_metrics([nodes, cache.observe()], guards=guards),
+        build_metrics(observed, guards=guards),
         *build_documentation(write_document()),
     ]
     reads = Reads(Storefront(executor, cache), responder, readers_verifier)
@@ -79,9 +83,6 @@ def create_app(settings: Settings) -> Edge:
         routers.extend(build_reads(reads))
         routers.append(build_feed_handler(Feed(tail, monitor, keys, clock=clock, limits=FeedLimits())))
 
-    service = (
-        WriteService(monitor, settings, write_policy_of(settings), clock=clock) if settings.role != "reads" else None
-    )
     if service is not None:
         verifier = KeyVerifier(service.look_up_key, clock=clock, now=utc_now)
         writes = Writes(service, verifier, RateLimiter(rate_limit_of(settings), clock=clock), keys)

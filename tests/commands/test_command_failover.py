@@ -93,7 +93,7 @@ async def test_commit_without_its_quorum_is_unknown_and_found_later(own: Embedde
             with pytest.raises(OutcomeUnknownError):
                 await service.submit(make_order(adjustment((sku_id, 1)), key=key, within_s=1.0))
             with pytest.raises(ProblemError, match="still running"):
-                await service.resolve(ACTOR.name, key)
+                await service.resolve(ACTOR.name, key, service.deadline())
         finally:
             thaw(own)
         await settle(service, sku_id, key)
@@ -124,10 +124,10 @@ async def test_resolved_outcome_waits_for_the_quorum_too(own: EmbeddedCluster) -
     sku_id, key = await make_sku(own), new_key()
     async with open_writes(settings_of(own), QUORUM) as service, open_writes(settings_of(own)) as control:
         await service.submit(make_order(adjustment((sku_id, 1)), key=key))
-        await control.resolve(ACTOR.name, key)
+        await control.resolve(ACTOR.name, key, control.deadline())
         freeze(own)
         try:
-            found = await control.resolve(ACTOR.name, key)
+            found = await control.resolve(ACTOR.name, key, control.deadline())
             assert (found.outcome.status, found.is_replay) == (200, True)
             forget_the_standbys(service)
             with pytest.raises(OutcomeUnknownError):
@@ -143,7 +143,7 @@ async def test_resolved_outcome_waits_for_the_quorum_too(own: EmbeddedCluster) -
 async def resolved(service: WriteService, key: str) -> Outcome | None:
     """An outcome, once the resolver tells it."""
     try:
-        return (await service.resolve(ACTOR.name, key)).outcome
+        return (await service.resolve(ACTOR.name, key, service.deadline())).outcome
     except (OutcomeUnknownError, OverloadedError, PrimaryUnavailableError, ProblemError):
         return None
 

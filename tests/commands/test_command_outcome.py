@@ -259,7 +259,7 @@ async def test_look_ups_survive_sessions_that_the_server_has_ended(
     await writes.submit(order)
     for look_up in (
         lambda: writes.look_up_key("nobody"),
-        lambda: writes.resolve(order.actor.name, order.key),
+        lambda: writes.resolve(order.actor.name, order.key, writes.deadline()),
         lambda: shop.http.get("/commands/nothing"),
     ):
         await look_up()

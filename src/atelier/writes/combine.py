@@ -145,6 +145,11 @@ class Combiner(Generic[Item, Result]):
         """How many items wait now."""
         return len(self._interactive) + len(self._bulk)
 
+    @property
+    def batch_now(self) -> int:
+        """The most items that the next batch takes."""
+        return self._size.now
+
     async def submit(self, item: Item, deadline: Deadline, *, is_bulk: bool = False) -> Result:
         """Queues an item and waits for its result.
 

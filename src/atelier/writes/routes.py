@@ -18,6 +18,8 @@ from atelier.access.rate import RateLimiter
 from atelier.access.verify import Actor, KeyVerifier, require
 from atelier.alarms import Alarms
 from atelier.asgi import RequestHeaders, Sent, describe_body, headers_of, read_body
+from atelier.deadline import Deadline
+from atelier.errors import DeadlineExceededError, PrimaryUnavailableError
 from atelier.http import SET_TOKEN_COOKIE, TOKEN_HEADER
 from atelier.problems import MEDIA_TYPE, ProblemError
 from atelier.telemetry import Exchange
@@ -104,9 +106,10 @@ async def carry_out(writes: Writes, endpoint: Endpoint, request: Incoming) -> Se
     Raises:
         AtelierError: the app makes a problem of it.
     """
-    actor, headers = await _admit(writes, headers_of(request.scope))
+    deadline = writes.service.deadline()
+    actor, headers = await _admit(writes, headers_of(request.scope), deadline)
     require(actor, endpoint.scope)
-    order = await _read_order(writes, endpoint, request, actor)
+    order = await _read_order(writes, endpoint, request, actor, deadline)
     receipt = await writes.service.submit(order)
     _note(order.notes, receipt)
     return _answer(writes.keys, receipt, headers)
@@ -115,10 +118,11 @@ async def carry_out(writes: Writes, endpoint: Endpoint, request: Incoming) -> Se
 def _make_resolver(writes: Writes) -> HTTPRouteHandler:
     @get("/commands/{key:str}", summary="What became of a command")
     async def resolve(request: Request[Any, Any, Any]) -> Response[bytes]:
-        actor, headers = await _admit(writes, headers_of(request.scope))
+        deadline = writes.service.deadline()
+        actor, headers = await _admit(writes, headers_of(request.scope), deadline)
         key = check_key(request.path_params["key"], required=True)
         writes.service.note_use(actor)
-        receipt = await writes.service.resolve(actor.name, key or "")
+        receipt = await writes.service.resolve(actor.name, key or "", deadline)
         body = msgspec.json.encode({
             "status": receipt.outcome.status,
             "body": msgspec.Raw(receipt.outcome.body) if receipt.outcome.body else None,
@@ -129,15 +133,20 @@ def _make_resolver(writes: Writes) -> HTTPRouteHandler:
     return resolve
 
 
-async def _admit(writes: Writes, asked: RequestHeaders) -> tuple[Actor, dict[str, str]]:
+async def _admit(writes: Writes, asked: RequestHeaders, deadline: Deadline) -> tuple[Actor, dict[str, str]]:
     """Who asks, and the headers that tell what is left of the key's rate."""
     for name in asked.doubled & _SINGLE.keys():
         raise ProblemError("invalid-request", f"{_SINGLE[name]} was sent twice.", field=_SINGLE[name])
-    actor = await writes.verifier.verify(asked.get("authorization"))
+    try:
+        actor = await writes.verifier.verify(asked.get("authorization"), deadline)
+    except DeadlineExceededError as error:
+        raise PrimaryUnavailableError from error
     return actor, writes.limiter.take(actor.key_id)
 
 
-async def _read_order(writes: Writes, endpoint: Endpoint, request: Incoming, actor: Actor) -> Envelope:
+async def _read_order(
+    writes: Writes, endpoint: Endpoint, request: Incoming, actor: Actor, deadline: Deadline
+) -> Envelope:
     """Reads a request whole; whatever is wrong with it is found before anything is touched."""
     scope, headers = request.scope, headers_of(request.scope)
     ids = endpoint.read_ids(request.path_params)
@@ -147,7 +156,13 @@ async def _read_order(writes: Writes, endpoint: Endpoint, request: Incoming, act
     if_match = headers.get("if-match")
     if endpoint.needs_if_match and if_match is None:
         raise ProblemError("precondition-required", "Send the version that you saw in If-Match.")
-    raw = await read_body(scope, request.receive, most_bytes=LARGEST_BODY_BYTES, within_s=_BODY_S, alarms=writes.bodies)
+    raw = await read_body(
+        scope,
+        request.receive,
+        most_bytes=LARGEST_BODY_BYTES,
+        within_s=min(_BODY_S, deadline.remaining_s()),
+        alarms=writes.bodies,
+    )
     body = decode_body(raw, endpoint.shape)
     path, query = scope["path"], scope["query_string"].decode("latin-1")
     command = endpoint.make(Parts(ids, body, parse_if_match(if_match)))
@@ -160,7 +175,7 @@ async def _read_order(writes: Writes, endpoint: Endpoint, request: Incoming, act
         key=key or writes.new_key(),
         fingerprint=fingerprint(endpoint.method, path, query, if_match=if_match, body=body),
         path=path,
-        deadline=writes.service.deadline(),
+        deadline=deadline,
         notes=notes,
     )
 

@@ -2,7 +2,7 @@
 
 import random
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Self
@@ -13,6 +13,7 @@ from atelier.access.sealer import seal_entries
 from atelier.access.verify import LOOKUP_SQL, Actor, KeyRecord
 from atelier.deadline import Clock, Deadline
 from atelier.settings import Settings
+from atelier.telemetry import Observed, Sample
 from atelier.topology.monitor import TopologyMonitor
 from atelier.writes.background import Background, Chore
 from atelier.writes.combine import Combiner, QueueLimits
@@ -37,6 +38,11 @@ _CHORES = 2
 OTHER_CONNECTIONS = 2 * _LOOK_UPS + _RESOLVERS + _CHORES
 """What a process has on the primary beside its lanes."""
 _MOST_KNOWN = 10_000
+
+_GAUGES = {
+    "atelier_commands_waiting": "Commands that wait for a transaction, by queue.",
+    "atelier_commands_per_transaction": "The most commands that one transaction takes now; smaller after slow ones.",
+}
 
 _LOOKUP = text(LOOKUP_SQL.replace("$1", ":prefix"))
 
@@ -108,15 +114,24 @@ class WriteService:
         queue = self._stock if type(order.command) in INVENTORY_COMMANDS else self._catalogue
         return await queue.submit(order, order.deadline, is_bulk=is_bulk)
 
-    async def resolve(self, owner: str, key: str) -> Receipt:
+    async def resolve(self, owner: str, key: str, deadline: Deadline) -> Receipt:
         """What became of a command; see `Dispatcher.resolve`.
 
         Raises:
             OverloadedError: too many ask that now.
         """
-        deadline = self.deadline()
         async with self._resolver_gate.enter(deadline):
             return await self.dispatcher.resolve(owner, key, deadline)
+
+    def observe(self) -> Observed:
+        """Gauges: how many commands wait, and how many one transaction takes at most now."""
+
+        def sample() -> Iterable[Sample]:
+            for name, queue in (("stock", self._stock), ("catalogue", self._catalogue)):
+                yield "atelier_commands_waiting", {"queue": name}, queue.waiting
+                yield "atelier_commands_per_transaction", {"queue": name}, queue.batch_now
+
+        return Observed(_GAUGES, sample)
 
     def note_use(self, actor: Actor) -> None:
         """Leaves it to the background work to note that an API key was used."""
