@@ -1,14 +1,20 @@
 """What a client of the real service is told while the primary does not do its part, and what its key is worth later."""
 
 import asyncio
+import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import NoReturn
 
 import httpx
 import pytest
 
+from atelier.deadline import Deadline
 from atelier.embedded.cluster import EmbeddedCluster
+from atelier.errors import OverloadedError, PrimaryUnavailableError
+from atelier.settings import NodeAddress
 from tests.commands.conftest import Shop, new_key, serving
-from tests.commands.writing import open_proxy
+from tests.commands.writing import open_gateway, open_proxy, settings_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
 
@@ -69,3 +75,22 @@ async def test_command_without_a_primary_is_told_so_and_its_key_stays_free(
             again = await shop.adjust(sku_id, -2, Idempotency_Key=key)
             assert (again.status_code, again.headers.get("Idempotency-Replayed")) == (200, None)
             assert again.json()["lines"][0]["on_hand"] == 3
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+async def test_connection_that_does_not_open_in_time_is_no_overload(
+    cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch, *, is_taken: bool
+) -> None:
+    """It is the primary that does not answer; overload is when the connections that there may be are all in use."""
+
+    async def never(_address: NodeAddress) -> NoReturn:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with open_gateway(settings_of(cluster)) as gateway, AsyncExitStack() as stack:
+        if is_taken:
+            connection, _ = await gateway.connect(Deadline.after(10, time.monotonic))
+            stack.push_async_callback(connection.close)
+        monkeypatch.setattr(gateway, "_open", never)
+        with pytest.raises(OverloadedError if is_taken else PrimaryUnavailableError):
+            await gateway.connect(Deadline.after(0.5, time.monotonic))

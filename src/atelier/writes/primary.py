@@ -99,6 +99,10 @@ class PrimaryGateway:
             async with asyncio.timeout(deadline.remaining_s()):
                 return await current.engine.connect(), current.generation
         except TimeoutError as error:
+            # With places left the wait was for the server to open a connection, not for one of ours to become free.
+            pool = current.engine.pool
+            if isinstance(pool, _Pool) and pool.checkedout() < self._connections:
+                raise PrimaryUnavailableError from error
             raise OverloadedError from error
         except PrimaryUnavailableError:
             self.end_generation(current.generation)
