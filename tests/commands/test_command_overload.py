@@ -34,7 +34,7 @@ async def test_commands_beyond_the_bounded_queue_are_refused_at_once_over_http(
     """All lanes stand before a lock and two hundred wait: the others get 503 with Retry-After, long before the lock."""
     policy = WritePolicy()
     made = await shop.post("/products", product())
-    path, room = f"/products/{made.json()['id']}", policy.catalogue_lanes + policy.catalogue_queue_limit
+    path = f"/products/{made.json()['id']}"
     many = httpx.AsyncClient(
         base_url=shop.http.base_url, headers=shop.http.headers, timeout=30, limits=httpx.Limits(max_connections=None)
     )
@@ -42,8 +42,14 @@ async def test_commands_beyond_the_bounded_queue_are_refused_at_once_over_http(
         shop, locking = Shop(many), database.transaction()
         await locking.start()
         await database.execute("select from product where id = $1 for update", made.json()["id"])
-        sending = [asyncio.create_task(shop.send("PATCH", path, {"slogan": "x"})) for _ in range(room)]
+        sending = [
+            asyncio.create_task(shop.send("PATCH", path, {"slogan": "x"})) for _ in range(policy.catalogue_lanes)
+        ]
         await wait_until_blocked(database, sessions=policy.catalogue_lanes)
+        # Only now: all that wait for one look-up of their key come at once, and before the lanes have begun with any.
+        sending += [
+            asyncio.create_task(shop.send("PATCH", path, {"slogan": "x"})) for _ in range(policy.catalogue_queue_limit)
+        ]
         await wait_until_waiting(shop, policy.catalogue_queue_limit)
         answers = await asyncio.gather(*(hurried(shop, path) for _ in range(8)))
         assert not any(task.done() for task in sending)

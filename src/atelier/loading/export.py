@@ -2,11 +2,13 @@
 
 A replica that has to replay what the snapshot still needs cancels it after a second
 (https://www.postgresql.org/docs/18/hot-standby.html#HOT-STANDBY-CONFLICT); then the export begins anew, at last on the
-primary, which cancels nothing.
+primary, which cancels nothing. The second counts from when the log arrived, so that a replica which is behind would
+cancel the next try at once: it gets the time to catch up before.
 """
 
+import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +31,10 @@ _COLUMNS = {
 _SOURCES = {"sku": "sku join stock on sku_id = id"}
 _ORDER = {"related": "product_id, position"}
 _TRIES_PER_REPLICA = 2
+_CATCH_UP_S = 10.0
+_LOOK_S = 0.05
+_RECEIVED = "select pg_last_wal_receive_lsn()::text"
+_HAS_REPLAYED = "select coalesce(pg_last_wal_replay_lsn() >= cast($1::text as pg_lsn), true)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +80,29 @@ async def export_catalogue(folder: Path, nodes: Sequence[ExportNode], *, watcher
         else:
             return node.name
         watcher.say(f"beginning anew: {problem}")
+        if node.replica:
+            await _let_catch_up(node)
     raise LoadingError(f"the catalogue could not be exported: {problem}")
 
 
 def _attempts(nodes: Sequence[ExportNode]) -> list[ExportNode]:
     replicas = [node for node in nodes if node.replica]
     return replicas * _TRIES_PER_REPLICA + [node for node in nodes if not node.replica]
+
+
+async def _let_catch_up(node: ExportNode) -> None:
+    """Waits until a replica has replayed what it had received, but not for long: it may be without its primary."""
+    received: str | None = None
+    with suppress(TimeoutError, PrimaryUnavailableError, LoadingError):
+        async with asyncio.timeout(_CATCH_UP_S):
+            while True:
+                # Until then these questions are in the way of replay as much as any other.
+                with suppress(ReplayConflictError), told(f"waiting for {node.name}"):
+                    async with connect(node.dsn) as connection:
+                        received = received or await connection.fetchval(_RECEIVED)
+                        if await connection.fetchval(_HAS_REPLAYED, received):
+                            return
+                await asyncio.sleep(_LOOK_S)
 
 
 def _refuse_existing(paths: list[Path]) -> None:

@@ -38,7 +38,7 @@ class LoadingError(AtelierError):
 
 
 class ReplayConflictError(LoadingError):
-    """A replica cancelled the statement, because it had to replay changes to what was being read."""
+    """A replica had to replay changes to what was being read: it cancelled the statement or ended the connection."""
 
 
 @asynccontextmanager
@@ -101,6 +101,9 @@ def told(doing: str) -> Iterator[None]:
         asyncpg.InternalClientError,
         asyncpg.OperatorInterventionError,
     ) as error:
+        # Between two statements a conflict ends the whole connection, and the driver tells what was said at the end.
+        if isinstance(error.__cause__, asyncpg.SerializationError):
+            raise ReplayConflictError from error
         raise PrimaryUnavailableError(f"{doing}: the database server went away ({_first_line(error)})") from error
     except asyncpg.SerializationError as error:
         raise ReplayConflictError from error
