@@ -3,9 +3,16 @@
 64 clients; one process each. The unit of work per request is the same service with its combining switched off, which
 writes the same rows. Beside it stands a lean one on a plain handler, with three rows of them and no announcement.
 pgbench updates one row and nothing else. All take turns.
+
+The first change of a page after a checkpoint writes the whole page into the log. Rows all over are as many pages, so
+who happens to come first after a checkpoint would pay for all others. Each round begins with a checkpoint and a change
+of every row, so that nobody does; so it is in a service, too, whose checkpoints are minutes apart.
 """
 
+import http.client
+import json
 import statistics
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +29,7 @@ UNCOMBINED = {"ATELIER_COMMAND_LANES": "10", "ATELIER_COMMAND_BATCH": "1"}
 _UPDATE = "update stock set on_hand = on_hand + 1, version = version + 1 where sku_id = {} and on_hand >= reserved;\n"
 _SPREAD = 20_000
 _PGBENCH = (4, 16, CLIENTS)
+_LINES = 500  # the most in one adjustment
 # What a command looks at, so that the disk is not measured: in a service that is in use it has been read before.
 _WARM = """
 select count(*) from generate_series({step}, (select max(sku_id) from stock), {step}) as wanted (sku_id)
@@ -63,8 +71,26 @@ def measure(stand: Stand) -> Iterator[Row]:
         for name, running in (("combined", service), ("uncombined", uncombined), ("lean", lean)):
             for kind, skus in (("hot", [hot]), ("spread", everywhere)):
                 measures[f"{name} {kind}"] = partial(_run_commands, stand, running, skus)
-        seen = take_turns(stand.rounds, measures)
+        seen = take_turns(stand.rounds, measures, prepare=partial(_begin_evenly, stand, service, [hot, *everywhere]))
     yield from _tell(seen)
+
+
+def _begin_evenly(stand: Stand, running: Running, skus: list[int]) -> None:
+    """A checkpoint, and then one change of every SKU that will be changed; see above."""
+    stand.cluster.primary.sql("checkpoint")
+    connection = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=10)
+    headers = {"Authorization": f"Bearer {stand.key}", "Content-Type": "application/json"}
+    try:
+        for some in (skus[first : first + _LINES] for first in range(0, len(skus), _LINES)):
+            order = {"reason": "bench", "lines": [{"sku_id": sku_id, "delta": 1} for sku_id in some]}
+            headers["Idempotency-Key"] = str(uuid.uuid4())
+            connection.request("POST", "/inventory/adjustments", json.dumps(order), headers)
+            answer = connection.getresponse()
+            if answer.status != http.HTTPStatus.OK:
+                raise BenchError(f"an adjustment was answered {answer.status}: {answer.read().decode()[:200]}")
+            answer.read()
+    finally:
+        connection.close()
 
 
 def _tell(seen: dict[str, list[Carried]]) -> Iterator[Row]:

@@ -27,8 +27,9 @@ late by 16 ms
 def test_everything_takes_its_turn_once_a_round_and_each_round_begins_with_another_one() -> None:
     """A machine that slows down in the middle of a round slows down another one each time."""
     order: list[str] = []
-    seen = rounds.take_turns(3, {name: lambda name=name: order.append(name) for name in "abc"})
-    assert "".join(order) == "abcbcacab"
+    measures = {name: lambda name=name: order.append(name) for name in "abc"}
+    seen = rounds.take_turns(3, measures, prepare=lambda: order.append("-"))
+    assert "".join(order) == "-abc-bca-cab"
     assert {name: len(values) for name, values in seen.items()} == {"a": 3, "b": 3, "c": 3}
 
 

@@ -165,8 +165,7 @@ class Combiner(Generic[Item, Result]):
         """
         if self._is_closing or not self._has_room(is_bulk=is_bulk):
             raise OverloadedError
-        loop = asyncio.get_running_loop()
-        ticket: _Ticket[Item, Result] = _Ticket(item, loop.create_future())
+        ticket: _Ticket[Item, Result] = _Ticket(item, asyncio.get_running_loop().create_future())
         queue = self._bulk if is_bulk else self._interactive
         queue.append(ticket)
         self._wake_one()
