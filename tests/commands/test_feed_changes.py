@@ -138,6 +138,45 @@ async def test_transaction_announces_the_last_change_of_each_sku_once(shop: Shop
     assert sorted(told) == [(sku_id, *((8, 3) if sku_id in skus[3:5] else (6, 2))) for sku_id in sorted(skus[:10])]
 
 
+async def test_stock_is_announced_with_the_product_that_it_belongs_to_now(
+    cluster: EmbeddedCluster, shop: Shop, database: asyncpg.Connection
+) -> None:
+    """Also after its SKU or its style went to another product, and where the row does not know its product yet."""
+    [sku_id], [other] = await shop.stocked(5), await shop.stocked(5)
+    find_style = "select style_id from sku where id = $1"
+    find_product = "select product_id from sku join style on style.id = style_id where sku.id = $1"
+    style_id, other_style = await database.fetchval(find_style, sku_id), await database.fetchval(find_style, other)
+    product_id, other_product = (
+        await database.fetchval(find_product, sku_id),
+        await database.fetchval(find_product, other),
+    )
+
+    async def told() -> tuple[int, int]:
+        """Whose the stock is by its last announcement, and by its own row."""
+        return await database.fetchrow(
+            "select outbox.product_id, stock.product_id from outbox join stock using (sku_id)"
+            " where sku_id = $1 order by position desc limit 1", sku_id,
+        )  # fmt: skip
+
+    assert await told() == (product_id, product_id)
+    await database.execute("update sku set style_id = $2 where id = $1", sku_id, other_style)
+    assert await told() == (other_product, other_product)
+    await database.execute("update sku set style_id = $2 where id = $1", sku_id, style_id)
+    await database.execute(
+        "update style set product_id = $2, is_default = false where id = $1", style_id, other_product
+    )
+    assert await told() == (other_product, other_product)
+    await database.execute("update stock set product_id = $2 where sku_id = $1", sku_id, product_id)
+    assert await told() == (other_product, other_product)
+    # As an import leaves it.
+    cluster.primary.sql(
+        f"set session_replication_role = replica; update atelier.stock set product_id = null where sku_id = {sku_id}",
+        database="atelier",
+    )
+    await shop.adjust(sku_id, 1)
+    assert await told() == (other_product, other_product)
+
+
 async def test_notes_of_what_was_touched_are_nobody_s_and_do_not_stay(
     cluster: EmbeddedCluster, shop: Shop, database: asyncpg.Connection
 ) -> None:
