@@ -11,12 +11,12 @@ from sqlalchemy import text
 
 from atelier.deadline import Deadline
 from atelier.embedded.cluster import EmbeddedCluster
-from atelier.errors import OverloadedError
+from atelier.errors import OverloadedError, PrimaryUnavailableError
 from atelier.problems import ProblemError
 from atelier.writes.commands import AdjustStock, CreateProduct, NewProduct
 from atelier.writes.dispatch import Dispatcher
 from atelier.writes.envelope import Envelope, Receipt
-from atelier.writes.failures import ConflictError
+from atelier.writes.failures import ConflictError, ConnectionLostError
 from atelier.writes.gate import Gate
 from atelier.writes.inventory import change_stock
 from atelier.writes.policy import WritePolicy
@@ -232,3 +232,27 @@ async def test_conflicts_without_end_are_given_up_at_the_deadline(shop: Shop, cl
     assert isinstance(result, OverloadedError)
     assert time.monotonic() - began_s < 2
     assert order.notes["attempts"] > 3
+
+
+@pytest.mark.parametrize(
+    ("happened", "told"),
+    [([], OverloadedError), ([ConnectionLostError], PrimaryUnavailableError)],
+    ids=["busy", "lost"],
+)
+async def test_time_that_a_lost_primary_took_is_not_told_as_overload(
+    shop: Shop, cluster: EmbeddedCluster, happened: list[type[Exception]], told: type[Exception]
+) -> None:
+    """The deadline comes in the middle of a statement: of a busy primary, or of one that was lost a moment before."""
+    [sku_id] = await shop.stocked(0)
+    left = list(happened)
+
+    async def slow(_orders: Sequence[Envelope], uow: UnitOfWork):
+        if left:
+            raise left.pop()
+        await uow.execute(text("select pg_sleep(5)"))
+
+    async with open_gateway(settings_of(cluster)) as gateway:
+        order = make_order(adjustment((sku_id, 1)), within_s=0.5)
+        [result] = await Dispatcher(gateway, {AdjustStock: slow}, random=lambda: 1.0).carry_out([order])
+    assert type(result) is told
+    assert order.notes["attempts"] == 1 + len(happened)

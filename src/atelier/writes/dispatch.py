@@ -8,7 +8,13 @@ import structlog
 
 from atelier.access.audit import Deed, append_deeds
 from atelier.deadline import Deadline
-from atelier.errors import AtelierError, DeadlineExceededError, OutcomeUnknownError, OverloadedError
+from atelier.errors import (
+    AtelierError,
+    DeadlineExceededError,
+    OutcomeUnknownError,
+    OverloadedError,
+    PrimaryUnavailableError,
+)
 from atelier.problems import ProblemError
 from atelier.token import CausalToken
 from atelier.writes.commands import Command
@@ -88,6 +94,8 @@ class Dispatcher:
     async def _settle(self, cases: Sequence["_Case"], *, is_unsure: bool) -> None:
         """Tries until there is a result for each; `is_unsure` when a commit was lost before."""
         deadline = max((case.order.deadline for case in cases), key=lambda deadline: deadline.ends_at_s)
+        # What it was that took all the time: others who wait, too, unless the primary was lost meanwhile.
+        out_of_time: AtelierError = OverloadedError()
         while True:
             cases = [case for case in cases if case.result is None]
             try:
@@ -101,13 +109,15 @@ class Dispatcher:
                 await asyncio.sleep(self._random() * _LONGEST_JITTER_S)
                 continue
             except ConnectionLostError:
+                out_of_time = PrimaryUnavailableError()
                 log.warning("primary_lost", commands=len(cases))
             except DataRefusedError as error:
                 refusal = ProblemError("invalid-request", str(error))
                 await self._settle_singly(cases, refusal, is_unsure=is_unsure)
                 break
             except AtelierError as error:
-                _give_up(cases, error, is_unsure=is_unsure)
+                is_late = isinstance(error, DeadlineExceededError)
+                _give_up(cases, out_of_time if is_late else error, is_unsure=is_unsure)
                 break
             except Exception as error:
                 # A slip of ours over one order; the server has taken the transaction back.
@@ -199,12 +209,8 @@ class Dispatcher:
 
 def _give_up(cases: Sequence["_Case"], error: AtelierError, *, is_unsure: bool) -> None:
     """What is told when no attempt came through: after a commit was lost nothing less than "unknown" is true."""
-    if is_unsure:
-        error = OutcomeUnknownError()
-    elif isinstance(error, DeadlineExceededError):
-        error = OverloadedError()
     for case in cases:
-        case.result = error
+        case.result = OutcomeUnknownError() if is_unsure else error
 
 
 def _to_deed(order: Envelope, verdict: Verdict) -> Deed:
