@@ -10,7 +10,7 @@ import pytest
 
 from atelier.embedded.cluster import EmbeddedCluster
 from tests.commands.conftest import Shop, product, style, wait_until_blocked
-from tests.commands.events import Event, follow, next_about
+from tests.commands.events import follow, next_about
 from tests.conftest import ClusterFactory
 from tests.support import role_dsn
 
