@@ -15,7 +15,9 @@ depends_on = None
 
 # Two more pages for every row, under the order lock: with rows all over a large catalogue they were a fifth of a
 # command, and half of what had to stay in memory. An import does not fill the column; the first change of a row does.
+# Parents are locked before children, as everybody locks them.
 OWNER = """
+lock table style, sku in share row exclusive mode;
 alter table stock add column product_id bigint;
 comment on column stock.product_id is
     'Whose stock it is, for who announces changes; null from an import until the row is changed. Kept by triggers.';
@@ -77,7 +79,6 @@ end $$;
 """
 JOINS = "join atelier.sku on sku.id = stock.sku_id join atelier.style on style.id = sku.style_id"
 
-# Parents before children, as everybody locks them.
 TRIGGERS = """
 create trigger style_moved after update of product_id on style
     for each row when (old.product_id <> new.product_id) execute function find_product_of_moved_stock();

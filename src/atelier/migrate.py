@@ -23,7 +23,8 @@ MIGRATION_LOCK = (0x61746C, 1)
 # DDL queues behind running statements and everything else queues behind it: better to give way and come back.
 _LOCK_TIMEOUT_MS = 2_000
 _RETRY_INTERVAL_S = 0.5
-_LOCK_NOT_AVAILABLE = "55P03"
+# It waited for a lock for too long, or in a circle.
+_GAVE_WAY = ("55P03", "40P01")
 _REFUSALS = (DBAPIError, asyncpg.PostgresError)
 
 
@@ -93,7 +94,7 @@ async def _apply(connection: AsyncConnection, deadline: Deadline, say: Callable[
         except _REFUSALS as error:
             await connection.rollback()
             refusal = _driver_error(error)
-            if getattr(refusal, "sqlstate", None) != _LOCK_NOT_AVAILABLE or not deadline.remaining_s():
+            if getattr(refusal, "sqlstate", None) not in _GAVE_WAY or not deadline.remaining_s():
                 raise MigrationError(f"a migration failed: {refusal}") from error
             await asyncio.sleep(_RETRY_INTERVAL_S)
 

@@ -148,6 +148,10 @@ class ProblemError(AtelierError):
         """The document as JSON."""
         return msgspec.json.encode(self.document(instance))
 
+    def with_headers(self, headers: Mapping[str, str]) -> "ProblemError":
+        """The same refusal with more headers; where it has one of them already, its own stays."""
+        return ProblemError(self.name, self.detail, headers={**headers, **self.headers}, **self.members)
+
 
 def retry_later(name: str, detail: str, *, after_s: int = 1) -> ProblemError:
     """A refusal that tells when to come back, in the header and in the document."""

@@ -7,17 +7,28 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
+from sqlalchemy import text
 
 from atelier.deadline import Deadline
 from atelier.embedded.cluster import EmbeddedCluster
 from atelier.errors import OutcomeUnknownError, OverloadedError, PrimaryUnavailableError
 from atelier.problems import ProblemError
 from atelier.writes.policy import WritePolicy
-from atelier.writes.primary import count_awaited
+from atelier.writes.primary import PrimaryGateway, count_awaited
 from atelier.writes.service import WriteService
+from atelier.writes.unit_of_work import UnitOfWork
 from atelier.writes.verdict import Outcome
 from tests.commands.conftest import new_key
-from tests.commands.writing import ACTOR, Proxy, adjustment, make_order, open_proxy, open_writes, settings_of
+from tests.commands.writing import (
+    ACTOR,
+    Proxy,
+    adjustment,
+    make_order,
+    open_gateway,
+    open_proxy,
+    open_writes,
+    settings_of,
+)
 from tests.support import role_dsn, running_cluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
@@ -89,7 +100,7 @@ async def test_commit_without_its_quorum_is_unknown_and_found_later(own: Embedde
         await service.submit(make_order(adjustment((sku_id, 1))))
         freeze(own)
         try:
-            forget_the_standbys(service)
+            forget_the_standbys(service.gateway)
             with pytest.raises(OutcomeUnknownError):
                 await service.submit(make_order(adjustment((sku_id, 1)), key=key, within_s=1.0))
             with pytest.raises(ProblemError, match="still running"):
@@ -110,13 +121,106 @@ async def test_replayed_answer_waits_for_the_quorum_too(own: EmbeddedCluster) ->
         await control.submit(make_order(adjustment((sku_id, 1)), key=other))
         freeze(own)
         try:
-            with pytest.raises((OutcomeUnknownError, PrimaryUnavailableError)):
+            forget_the_standbys(service.gateway)
+            with pytest.raises(OutcomeUnknownError):
                 await service.submit(make_order(adjustment((sku_id, 1)), key=key, within_s=1.0))
             found = await control.submit(make_order(adjustment((sku_id, 1)), key=other, within_s=1.0))
             assert found.is_replay
         finally:
             thaw(own)
         assert await settle(service, sku_id, key)
+
+
+async def test_command_whose_quorum_is_known_to_be_away_is_refused_before_anything_is_done(
+    own: EmbeddedCluster,
+) -> None:
+    """503 that tells why, and the key stays free: a commit could not be answered anyway. Then they are back."""
+    sku_id, key = await make_sku(own), new_key()
+    async with open_writes(settings_of(own), QUORUM, has_chores=False) as service:
+        await service.submit(make_order(adjustment((sku_id, 1))))
+        freeze(own)
+        try:
+            async with asyncio.timeout(30):
+                while service.gateway._can_commit(service.gateway.snapshot):
+                    await asyncio.sleep(0.01)
+            with pytest.raises(PrimaryUnavailableError, match="fewer than 1 standbys stream"):
+                await service.submit(make_order(adjustment((sku_id, 1)), key=key))
+            database = await asyncpg.connect(role_dsn(own, "writer"))
+            assert not await database.fetchval("select count(*) from command_key where key = $1", key)
+            await database.close()
+        finally:
+            thaw(own)
+        assert not await settle(service, sku_id, key)
+
+
+async def test_commit_that_waits_for_its_quorum_is_not_cancelled_with_who_waits_for_it(own: EmbeddedCluster) -> None:
+    """As a chore is at the end of a process: the server is told nothing, waits on, and the commit holds."""
+    sku_id = await make_sku(own)
+    admin = await asyncpg.connect(own.superuser_dsn(own.primary.name))
+    waits = "select count(*) from pg_stat_activity where wait_event = 'SyncRep' and pid = $1"
+    lives = "select count(*) from pg_stat_activity where pid = $1"
+    async with open_writes(settings_of(own), QUORUM, has_chores=False) as service:
+        freeze(own)
+        try:
+            forget_the_standbys(service.gateway)
+            writing: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+            async def change() -> None:
+                async with UnitOfWork(service.gateway, Deadline.after(30, time.monotonic)) as uow:
+                    await uow.execute(text("update stock set on_hand = 7 where sku_id = :id"), {"id": sku_id})
+                    [row] = await uow.execute(text("select pg_backend_pid() as pid"))
+                    writing.set_result(row.pid)
+                    await uow.commit()
+
+            changing = asyncio.create_task(change())
+            pid = await writing
+            await until_async(lambda: admin.fetchval(waits, pid), 1)
+            changing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await changing
+            assert await admin.fetchval(waits, pid) == 1
+        finally:
+            thaw(own)
+        await until_async(lambda: admin.fetchval(lives, pid), 0)
+    database = await asyncpg.connect(role_dsn(own, "writer"))
+    assert await database.fetchval("select on_hand from stock where sku_id = $1", sku_id) == 7
+    await database.close()
+    await admin.close()
+
+
+async def test_token_under_a_quorum_names_what_that_many_standbys_have_flushed(own: EmbeddedCluster) -> None:
+    """One of two standbys: the further one; two: the other one. Never what the primary alone has."""
+    sku_id = await make_sku(own)
+    admin = await asyncpg.connect(own.superuser_dsn(own.primary.name), database="atelier")
+    flushed = "select flush_lsn from pg_stat_replication where application_name = $1"
+
+    async def write() -> int:
+        await admin.execute("set synchronous_commit = local")
+        await admin.execute("update atelier.stock set on_hand = on_hand + 1 where sku_id = $1", sku_id)
+        return await admin.fetchval("select pg_current_wal_flush_lsn()")
+
+    try:
+        own.freeze("pg3")
+        reached = await write()
+        async with asyncio.timeout(15):
+            while await admin.fetchval(flushed, "pg2") < reached:
+                await asyncio.sleep(0.01)
+        own.freeze("pg2")
+        told = [await write()]
+        async with open_gateway(settings_of(own)) as gateway:
+            forget_the_standbys(gateway)
+            for gateway.quorum in (1, 2):  # only now: this primary waits for one, and would be refused with two
+                async with UnitOfWork(gateway, Deadline.after(10, time.monotonic)) as uow:
+                    told.append((await uow.position()).lsn.bytes)
+            gateway.quorum = 3
+            async with UnitOfWork(gateway, Deadline.after(10, time.monotonic)) as uow:
+                with pytest.raises(OutcomeUnknownError):
+                    await uow.position()
+        assert told[1:] == [await admin.fetchval(flushed, name) for name in ("pg2", "pg3")]
+        assert told[0] > told[1] >= reached > told[2]
+    finally:
+        thaw(own)
+        await admin.close()
 
 
 async def test_resolved_outcome_waits_for_the_quorum_too(own: EmbeddedCluster) -> None:
@@ -129,7 +233,7 @@ async def test_resolved_outcome_waits_for_the_quorum_too(own: EmbeddedCluster) -
         try:
             found = await control.resolve(ACTOR.name, key, control.deadline())
             assert (found.outcome.status, found.is_replay) == (200, True)
-            forget_the_standbys(service)
+            forget_the_standbys(service.gateway)
             with pytest.raises(OutcomeUnknownError):
                 await service.dispatcher.resolve(ACTOR.name, key, Deadline.after(1.0, time.monotonic))
         finally:
@@ -148,9 +252,9 @@ async def resolved(service: WriteService, key: str) -> Outcome | None:
         return None
 
 
-def forget_the_standbys(service: WriteService) -> None:
+def forget_the_standbys(gateway: PrimaryGateway) -> None:
     """Makes a service ask the primary although it may know already that nobody could confirm a commit."""
-    service.gateway._can_commit = lambda snapshot: snapshot.primary is not None
+    gateway._can_commit = lambda snapshot: snapshot.primary is not None
 
 
 async def test_commit_whose_wait_for_the_quorum_was_cancelled_is_no_success(own: EmbeddedCluster) -> None:
@@ -302,7 +406,7 @@ async def test_command_whose_commit_a_failover_interrupts_is_settled_in_the_same
     sku_id, key = await make_sku(fresh), new_key()
     async with open_behind_proxy(fresh) as (proxy, service):
         await service.submit(make_order(adjustment((sku_id, 1))))
-        forget_the_standbys(service)
+        forget_the_standbys(service.gateway)
         if not has_reached_a_standby:
             await asyncio.to_thread(stop_standbys, fresh)
         proxy.on_commit = lambda: "hold"

@@ -70,7 +70,7 @@ async def test_refusals_that_are_outcomes_are_kept_too(shop: Shop) -> None:
     assert missing.headers["Idempotency-Replayed"] == "true"
 
 
-async def test_mistakes_leave_the_key_free(shop: Shop, cluster: EmbeddedCluster) -> None:
+async def test_mistakes_leave_the_key_free(shop: Shop, cluster: EmbeddedCluster, database: asyncpg.Connection) -> None:
     """After 400, 401, 403, 413, 415 and 428 the same key may still carry a command."""
     [sku_id] = await shop.stocked(1)
     key = new_key()
@@ -80,9 +80,11 @@ async def test_mistakes_leave_the_key_free(shop: Shop, cluster: EmbeddedCluster)
     assert (huge.status_code, huge.json()["field"]) == (400, "lines[0].delta")
     missing = await shop.send("PUT", f"/inventory/{sku_id}", {"on_hand": 4}, Idempotency_Key=key)
     assert missing.status_code == 428
-    denied = await shop.adjust(sku_id, 1, Idempotency_Key=key, Authorization="Bearer nobody")
-    assert denied.status_code == 401
-    other = f"Bearer {await make_key(cluster, name=new_key(), scopes=('catalogue:write',))}"
+    # Of the same owner, so that the key is the same: a text that is none of his keys, and a key without the scope.
+    owner = await database.fetchval("select name from api_key where prefix = $1", _prefix(shop))
+    wrong = shop.http.headers["Authorization"][:-43] + 43 * "x"
+    assert (await shop.adjust(sku_id, 1, Idempotency_Key=key, Authorization=wrong)).status_code == 401
+    other = f"Bearer {await make_key(cluster, name=owner, scopes=('catalogue:write',))}"
     assert (await shop.adjust(sku_id, 1, Idempotency_Key=key, Authorization=other)).status_code == 403
     for content, media_type, status in ((b" " * 1_048_577, "application/json", 413), (b"{}", "text/plain", 415)):
         headers = {"Idempotency-Key": key, "Content-Type": media_type}
@@ -152,6 +154,26 @@ async def test_key_that_is_held_is_in_flight(shop: Shop, database: asyncpg.Conne
     assert (await shop.adjust(sku_id, 1, Idempotency_Key=key)).status_code == 200
 
 
+@pytest.mark.soak
+async def test_key_that_has_an_outcome_is_answered_whoever_holds_it(shop: Shop, database: asyncpg.Connection) -> None:
+    """Somebody else asks for it again at the same moment: that is no first request that still runs."""
+    [sku_id] = await shop.stocked(1)
+    key = new_key()
+    first = await shop.adjust(sku_id, 1, Idempotency_Key=key)
+    owner = await database.fetchval("select name from api_key where prefix = $1", _prefix(shop))
+    async with database.transaction():
+        await database.execute("select pg_advisory_xact_lock($1)", lock_number(owner, key))
+        again = await shop.adjust(sku_id, 1, Idempotency_Key=key)
+        assert (again.status_code, again.headers.get("Idempotency-Replayed"), again.json()) == (
+            200,
+            "true",
+            first.json(),
+        )
+        assert (await shop.adjust(sku_id, 2, Idempotency_Key=key)).status_code == 422
+        assert (await shop.http.get(f"/commands/{key}")).json() == {"status": 200, "body": first.json()}
+
+
+@pytest.mark.soak
 async def test_key_that_commits_while_it_is_being_claimed_is_found(
     shop: Shop, cluster: EmbeddedCluster, database: asyncpg.Connection
 ) -> None:

@@ -97,6 +97,22 @@ async def test_migration_gives_way_to_a_lock_and_comes_back(empty_schema: URL) -
         assert await migrating
 
 
+async def test_migration_that_waits_in_a_circle_gives_way_and_comes_back(empty_schema: URL) -> None:
+    """Somebody holds what it wants and wants what it holds: the server ends one of the two, and that is no failure."""
+    newest = await run(empty_schema)
+    await take_back(empty_schema, to="0009")
+    async with connect(empty_schema) as holder, connect(empty_schema) as watcher:
+        await holder.execute("begin; lock table stock in row exclusive mode")
+        migrating = asyncio.create_task(run(empty_schema))
+        async with asyncio.timeout(10):
+            while not await watcher.fetchval("select count(*) from pg_locks where not granted"):
+                await asyncio.sleep(0.01)
+        await holder.execute("lock table style in row exclusive mode")
+        await holder.execute("commit")
+        assert await migrating == newest
+        assert await watcher.fetchval("select deadlocks from pg_stat_database where datname = current_database()")
+
+
 async def test_migrating_a_server_that_is_not_there_is_one_clear_error() -> None:
     """No traceback of a driver reaches a person."""
     url = URL.create("postgresql+asyncpg", "migrator", "x", "127.0.0.1", find_free_port(), "atelier")
@@ -126,22 +142,22 @@ async def test_each_migration_can_be_taken_back(empty_schema: URL) -> None:
     await run(empty_schema)
     async with connect(empty_schema) as connection:
         before = await connection.fetch(SHAPE)
-        await take_all_back(empty_schema)
+        await take_back(empty_schema, to="base")
         left = await connection.fetch("select relname from pg_class where relnamespace = 'atelier'::regnamespace")
         assert {row["relname"] for row in left} == {"alembic_version", "alembic_version_pkc"}
         await run(empty_schema)
         assert await connection.fetch(SHAPE) == before
 
 
-async def take_all_back(url: URL) -> None:
-    """Downgrades to nothing."""
+async def take_back(url: URL, *, to: str) -> None:
+    """Downgrades to a revision, or to nothing."""
     engine = create_async_engine(url, poolclass=NullPool)
     config = Config()
     config.set_main_option("script_location", str(resource_dir("migrations")))
 
     def downgrade(connection: Connection) -> None:
         config.attributes["connection"] = connection
-        command.downgrade(config, "base")
+        command.downgrade(config, to)
 
     async with engine.connect() as connection:
         await connection.run_sync(downgrade)

@@ -143,16 +143,22 @@ _ON_REFUSALS = ("Cache-Control", "Atelier-Token", "Set-Cookie")
 _SEEN = ("Atelier-Token", "Set-Cookie", "Atelier-Served-By", "Atelier-Lag-Ms", "Server-Timing", "Vary")
 _RATE = ("RateLimit", "RateLimit-Policy")
 _STORED = ("Atelier-Token", "Set-Cookie", "Idempotency-Replayed", *_RATE)
+# What a command may be told that is no outcome of it: it has counted against the rate all the same.
+_OF_NO_OUTCOME = (
+    "invalid-request", "idempotency-key-missing", "forbidden", "payload-too-large", "unsupported-media-type",
+    "idempotency-conflict", "precondition-required",
+)  # fmt: skip
+_OF_NO_OUTCOME_YET = (
+    "idempotency-in-flight", "too-many-requests", "overloaded", "primary-unavailable", "outcome-unknown",
+)  # fmt: skip
 _PROBLEM_HEADERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((name for name, kind in TYPES.items() if kind.status in (409, 412)), _STORED),
+    **dict.fromkeys(_OF_NO_OUTCOME, _RATE),
+    **dict.fromkeys(_OF_NO_OUTCOME_YET, ("Retry-After", *_RATE)),
+    "no-replica": ("Retry-After",),
     "unauthorized": ("WWW-Authenticate",),
     "method-not-allowed": ("Allow",),
     "not-found": (*_SEEN, *_STORED),
-    "too-many-requests": ("Retry-After", *_RATE),
-    **dict.fromkeys(
-        ("idempotency-in-flight", "overloaded", "no-replica", "primary-unavailable", "outcome-unknown"),
-        ("Retry-After",),
-    ),
 }
 _PROBLEM_MEMBERS: dict[str, Json] = {
     "invalid-request": {"field": "count"},

@@ -208,9 +208,10 @@ class Dispatcher:
 
 
 def _give_up(cases: Sequence["_Case"], error: AtelierError, *, is_unsure: bool) -> None:
-    """What is told when no attempt came through: after a commit was lost nothing less than "unknown" is true."""
+    """Tells those who have no result yet: after a commit was lost nothing less than "unknown" is true."""
     for case in cases:
-        case.result = OutcomeUnknownError() if is_unsure else error
+        if case.result is None:
+            case.result = OutcomeUnknownError() if is_unsure else error
 
 
 def _to_deed(order: Envelope, verdict: Verdict) -> Deed:

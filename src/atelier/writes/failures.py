@@ -24,6 +24,8 @@ _READ_ONLY = "25006"
 # codes above), its disk, its insides; and of one that is still, or again, in recovery.
 _GONE_CLASSES = frozenset({"08", "57", "58", "XX"})
 _NOT_READY = "55000"
+# Data, constraints, limits of the server.
+_REFUSED_CLASSES = frozenset({"22", "23", "54"})
 # It has run out of connections, memory or disk, for now; no command of a batch is to blame for that.
 _SHORT_CLASS = "53"
 
@@ -56,7 +58,7 @@ def translate(error: BaseException) -> AtelierError | None:
     code = sqlstate(error)
     if code is None:
         return ConnectionLostError() if is_network(error) else None
-    if code[:2] in ("22", "23"):
+    if code[:2] in _REFUSED_CLASSES:
         return DataRefusedError(f"the database refused the data ({code})")
     known = next((kind for codes, kind in _KINDS if code in codes), None)
     if known is not None:

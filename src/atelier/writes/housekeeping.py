@@ -8,8 +8,9 @@ from atelier.writes.unit_of_work import UnitOfWork
 
 _BATCH = 2_000
 
-# One process prunes at a time. The others pass: two would only wait for each other's rows.
-_TAKE_TURN = text("select pg_try_advisory_xact_lock(6386796, 3) as is_ours")
+# One process prunes keys at a time, and one changes. The others pass: two would only wait for each other's rows.
+_KEYS_TURN, _CHANGES_TURN = 5, 6
+_TAKE_TURN = text("select pg_try_advisory_xact_lock(6386796, cast(:turn as integer)) as is_ours")
 
 _PRUNE_KEYS = text("""
 delete from command_key using (
@@ -45,12 +46,12 @@ update api_key set last_used_at = date_trunc('minute', clock_timestamp())
 
 async def prune_keys(gateway: PrimaryGateway, deadline: Deadline, *, kept_s: int) -> int:
     """Forgets command keys after `kept_s` seconds; returns how many."""
-    return await _prune(gateway, deadline, _PRUNE_KEYS, kept_s=kept_s)
+    return await _prune(gateway, deadline, _KEYS_TURN, _PRUNE_KEYS, kept_s=kept_s)
 
 
 async def prune_changes(gateway: PrimaryGateway, deadline: Deadline, *, kept_s: int) -> int:
     """Forgets announced changes after `kept_s` seconds; returns how many."""
-    return await _prune(gateway, deadline, _PRUNE_CHANGES, kept_s=kept_s)
+    return await _prune(gateway, deadline, _CHANGES_TURN, _PRUNE_CHANGES, kept_s=kept_s)
 
 
 async def touch_keys(gateway: PrimaryGateway, deadline: Deadline, *, key_ids: set[int]) -> None:
@@ -62,12 +63,12 @@ async def touch_keys(gateway: PrimaryGateway, deadline: Deadline, *, key_ids: se
         await uow.commit()
 
 
-async def _prune(gateway: PrimaryGateway, deadline: Deadline, statement: TextClause, *, kept_s: int) -> int:
+async def _prune(gateway: PrimaryGateway, deadline: Deadline, turn: int, statement: TextClause, *, kept_s: int) -> int:
     """Runs a deleting statement until it finds less than a batch."""
     pruned = 0
     while True:
         async with UnitOfWork(gateway, deadline) as uow:
-            if not (await uow.execute(_TAKE_TURN))[0].is_ours:
+            if not (await uow.execute(_TAKE_TURN, {"turn": turn}))[0].is_ours:
                 return pruned
             removed = len(await uow.execute(statement, {"kept_s": float(kept_s), "batch": _BATCH}))
             if removed:

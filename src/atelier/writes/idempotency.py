@@ -53,7 +53,7 @@ async def claim_keys(uow: UnitOfWork, orders: Sequence[Envelope]) -> list[Claim]
     """Takes the keys of a batch.
 
     Returns:
-        One claim per order. Of two orders with one key in one batch the second is in flight.
+        One claim per order. Of two orders with one new key in one batch the second is in flight.
     """
     locks = [lock_number(order.actor.name, order.key) for order in orders]
     rows = await _claim(uow, [order.actor.name for order in orders], [order.key for order in orders], locks)
@@ -61,7 +61,9 @@ async def claim_keys(uow: UnitOfWork, orders: Sequence[Envelope]) -> list[Claim]
     seen: set[int] = set()
     claims: list[Claim] = []
     for order, lock, row in zip(orders, locks, rows, strict=True):
-        claims.append(InFlight() if lock in seen or not row.held else _judge(order, row))
+        is_taken = lock in seen or not row.held
+        # A row that can be seen is committed, whoever holds its key: somebody else who asks for it again.
+        claims.append(InFlight() if is_taken and row.status is None else _judge(order, row))
         seen.add(lock)
     return claims
 
@@ -82,11 +84,11 @@ def record_outcomes(uow: UnitOfWork, orders: Sequence[Envelope], outcomes: Seque
 
 
 async def find_outcome(uow: UnitOfWork, owner: str, key: str) -> Outcome | InFlight | None:
-    """What became of a key; None when nothing is recorded. A key that is held is in flight."""
+    """What became of a key; None when nothing is recorded. One that is held without an outcome is in flight."""
     row = (await _claim(uow, [owner], [key], [lock_number(owner, key)]))[0]
-    if not row.held:
-        return InFlight()
-    return None if row.status is None else _to_outcome(row)
+    if row.status is None:
+        return None if row.held else InFlight()
+    return _to_outcome(row)
 
 
 def lock_number(owner: str, key: str) -> int:

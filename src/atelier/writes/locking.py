@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from atelier.problems import ProblemError
 from atelier.writes.commands import VersionMatch
+from atelier.writes.failures import ConflictError
 from atelier.writes.unit_of_work import UnitOfWork
 from atelier.writes.verdict import Refused, refuse
 
@@ -113,13 +114,16 @@ async def check_related(uow: UnitOfWork, related: list[int], product_id: int | N
 
 
 async def _lock_owner(uow: UnitOfWork, what: tuple[str, int], if_match: VersionMatch) -> int | Refused:
-    """Finds the product, locks it, and looks again: the style or SKU may have gone while we waited."""
+    """Finds the product, locks it, and looks again: the style or SKU may have gone, or moved, while we waited."""
     kind, wanted_id = what
     find = _PRODUCT_OF_STYLE if kind == "style" else _PRODUCT_OF_SKU
     rows = await uow.execute(find, {"id": wanted_id})
     if rows:
         product_id: int = rows[0].product_id
         versions = await lock_products(uow, [product_id])
-        if await uow.execute(find, {"id": wanted_id}):
+        again = await uow.execute(find, {"id": wanted_id})
+        if again and again[0].product_id != product_id:
+            raise ConflictError(f"{kind} {wanted_id} has gone to another product meanwhile")
+        if again:
             return judge_version(product_id, versions.get(product_id), if_match) or product_id
     return refuse("not-found", f"There is no {kind} {wanted_id}.")

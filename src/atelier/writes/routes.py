@@ -4,7 +4,8 @@ Bodies and headers are read by hand (see `atelier.writes.decode`); the framework
 """
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -19,9 +20,9 @@ from atelier.access.verify import Actor, KeyVerifier, require
 from atelier.alarms import Alarms
 from atelier.asgi import RequestHeaders, Sent, describe_body, headers_of, read_body
 from atelier.deadline import Deadline
-from atelier.errors import DeadlineExceededError, PrimaryUnavailableError
+from atelier.errors import AtelierError, DeadlineExceededError, PrimaryUnavailableError
 from atelier.http import SET_TOKEN_COOKIE, TOKEN_HEADER
-from atelier.problems import MEDIA_TYPE, ProblemError
+from atelier.problems import MEDIA_TYPE, ProblemError, to_problem
 from atelier.telemetry import Exchange
 from atelier.token import TokenKeys
 from atelier.writes.decode import (
@@ -108,9 +109,10 @@ async def carry_out(writes: Writes, endpoint: Endpoint, request: Incoming) -> Se
     """
     deadline = writes.service.deadline()
     actor, headers = await _admit(writes, headers_of(request.scope), deadline)
-    require(actor, endpoint.scope)
-    order = await _read_order(writes, endpoint, request, actor, deadline)
-    receipt = await writes.service.submit(order)
+    with _telling(headers):
+        require(actor, endpoint.scope)
+        order = await _read_order(writes, endpoint, request, actor, deadline)
+        receipt = await writes.service.submit(order)
     _note(order.notes, receipt)
     return _answer(writes.keys, receipt, headers)
 
@@ -120,9 +122,10 @@ def _make_resolver(writes: Writes) -> HTTPRouteHandler:
     async def resolve(request: Request[Any, Any, Any]) -> Response[bytes]:
         deadline = writes.service.deadline()
         actor, headers = await _admit(writes, headers_of(request.scope), deadline)
-        key = check_key(request.path_params["key"], required=True)
-        writes.service.note_use(actor)
-        receipt = await writes.service.resolve(actor.name, key or "", deadline)
+        with _telling(headers):
+            key = check_key(request.path_params["key"], required=True)
+            writes.service.note_use(actor)
+            receipt = await writes.service.resolve(actor.name, key or "", deadline)
         body = msgspec.json.encode({
             "status": receipt.outcome.status,
             "body": msgspec.Raw(receipt.outcome.body) if receipt.outcome.body else None,
@@ -142,6 +145,18 @@ async def _admit(writes: Writes, asked: RequestHeaders, deadline: Deadline) -> t
     except DeadlineExceededError as error:
         raise PrimaryUnavailableError from error
     return actor, writes.limiter.take(actor.key_id)
+
+
+@contextmanager
+def _telling(headers: Mapping[str, str]) -> Iterator[None]:
+    """A refusal has counted against the rate as well, and tells what is left of it."""
+    try:
+        yield
+    except AtelierError as error:
+        problem = to_problem(error) if headers else None
+        if problem is None:
+            raise
+        raise problem.with_headers(headers) from error
 
 
 async def _read_order(

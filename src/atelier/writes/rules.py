@@ -194,6 +194,8 @@ def confirm(room: Room, command: ConfirmReservation, key: str) -> Verdict:
     hold = _find_pending(room, command.reservation_id)
     if isinstance(hold, Refused):
         return hold
+    if unknown := _refuse_unknown(room, (sku_id for sku_id, _ in hold.lines)):
+        return unknown
     before = hold.document()
     for sku_id, quantity in hold.lines:
         room.shelves[sku_id].change(on_hand=-quantity, reserved=-quantity)
@@ -213,9 +215,10 @@ def release(room: Room, command: ReleaseReservation, _key: str) -> Verdict:
 
 
 def give_back(room: Room, hold: Hold, state: str) -> None:
-    """Ends a pending reservation without a sale."""
+    """Ends a pending reservation without a sale. What was held of a SKU that is gone, by hand, is gone with it."""
     for sku_id, quantity in hold.lines:
-        room.shelves[sku_id].change(reserved=-quantity)
+        if sku_id in room.shelves:
+            room.shelves[sku_id].change(reserved=-quantity)
     hold.settle(state)
 
 

@@ -123,8 +123,8 @@ class UnitOfWork:
     async def commit(self) -> CausalToken:
         """Runs what was deferred, commits, then takes the position that contains the commit.
 
-        The COMMIT runs in a task of its own that nothing cancels. At the deadline the caller is answered and the
-        connection stays out of the pool until the server has answered too.
+        The COMMIT runs in a task of its own that nothing cancels. At the deadline, or when the caller is cancelled, the
+        caller goes on and the connection stays out of the pool until the server has answered too.
 
         Raises:
             OutcomeUnknownError: the answer did not come in time, the connection was lost (`CommitLostError`), or the
@@ -135,7 +135,12 @@ class UnitOfWork:
         driver = await self._driver()
         self._listen(driver)
         committing = asyncio.create_task(self._connection.commit())
-        done, _ = await asyncio.wait({committing}, timeout=self._deadline.remaining_s())
+        try:
+            done, _ = await asyncio.wait({committing}, timeout=self._deadline.remaining_s())
+        except asyncio.CancelledError:
+            # Cutting the connection now would cancel the COMMIT on the server, where it may wait for its standbys.
+            self._abandon(committing)
+            raise
         if not done:
             self._abandon(committing)
             raise OutcomeUnknownError
