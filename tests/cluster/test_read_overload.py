@@ -19,7 +19,7 @@ from tests.commands.conftest import Shop, serving
 from tests.fixtures.proxied import NODES, REPLICAS, open_proxies
 from tests.support import Service
 
-pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
 # Nothing here may end because something took long.
 PATIENT = {"ATELIER_STATEMENT_MS": "20000", "ATELIER_STALLED_MS": "20000", "ATELIER_REQUEST_MS": "40000"}

@@ -42,12 +42,16 @@ async def until(condition) -> None:
 
 
 async def test_lone_item_is_carried_out_at_once() -> None:
-    """It waits for no company: the first turn of the loop that a lane gets is its own."""
+    """It waits for no company: some turns of the loop after it came it is under way, and no timer ends so soon."""
     work = Work()
     async with Combiner(work, LIMITS, clock=time.monotonic) as combiner:
-        assert await combiner.submit("a", soon()) == "A"
-        assert await combiner.submit("b", soon()) == "B"
-    assert work.batches == [["a"], ["b"]]
+        for item in "abc":
+            submitting = asyncio.create_task(combiner.submit(item, soon()))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert work.batches[-1] == [item]
+            assert await submitting == item.upper()
+    assert work.batches == [["a"], ["b"], ["c"]]
 
 
 async def test_what_arrives_meanwhile_goes_together_in_arrival_order() -> None:
@@ -171,8 +175,25 @@ async def test_bulk_leaves_room_for_those_that_somebody_waits_for() -> None:
     assert [type(answer) for answer in answers] == [str] * 3 + [OverloadedError] * 3
 
 
-async def test_slow_batches_get_smaller_and_quick_full_ones_larger() -> None:
-    """A batch that took longer than its target halves the next ones."""
+async def test_slow_batches_get_smaller_and_quick_full_ones_larger_again() -> None:
+    """Halved as long as they take longer than their target, then a quarter more with every quick full one."""
+    now = [0.0]
+    sizes: list[int] = []
+
+    async def work(items: Sequence[int]) -> Sequence[int]:
+        sizes.append(len(items))
+        now[0] += 1.0 if len(sizes) <= 3 else 0.001
+        await asyncio.sleep(0)
+        return items
+
+    limits = QueueLimits(waiting=2000, lanes=1, largest_batch=256, target_s=0.5)
+    async with Combiner(work, limits, clock=lambda: now[0]) as combiner:
+        await asyncio.gather(*(combiner.submit(item, soon()) for item in range(2000)))
+    assert sizes[:14] == [256, 128, 64, 32, 40, 50, 62, 77, 96, 120, 150, 187, 233, 256]
+
+
+async def test_batches_stay_as_small_as_they_have_to_be() -> None:
+    """Only large ones are slow: after the first few no batch is."""
     now = [0.0]
     sizes: list[int] = []
 

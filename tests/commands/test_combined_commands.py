@@ -21,7 +21,7 @@ from atelier.writes.policy import WritePolicy
 from tests.commands.conftest import Shop, broken_shelves, new_key, open_shop, serving
 from tests.commands.writing import adjustment, make_order, open_writes, settings_of
 
-pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
 
 async def test_every_kind_in_one_transaction_with_all_its_rows(

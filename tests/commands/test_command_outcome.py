@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 import httpx
@@ -34,7 +35,7 @@ from tests.commands.writing import (
     open_writes,
     settings_of,
 )
-from tests.support import find_free_port
+from tests.support import find_free_port, role_dsn
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
@@ -125,6 +126,63 @@ async def test_only_who_was_in_the_lost_commit_waits_for_it(
     results = await writes.dispatcher.carry_out([*orders, make_order(adjustment((sku_id, 100)))])
     assert list(map(told, results)) == [(200, False), "idempotency-in-flight", (200, False)]
     assert asked == [3, 3, 2]
+
+
+@asynccontextmanager
+async def commits_that_take_long(cluster: EmbeddedCluster) -> AsyncIterator[None]:
+    """Holds the lock that every COMMIT takes last, so that those that are sent are under way until this ends."""
+    connection = await asyncpg.connect(role_dsn(cluster, "writer"))
+    try:
+        async with connection.transaction():
+            await connection.execute("select pg_advisory_xact_lock(6386796, 2)")
+            yield
+    finally:
+        await connection.close()
+
+
+async def test_lost_commit_that_is_still_under_way_is_waited_for(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster, proxy: Proxy, writes: WriteService
+) -> None:
+    """Its connection is cut and the primary lives: the key is held by it, and found or free when it has ended."""
+    [sku_id] = await shop.stocked(5)
+    await writes.submit(make_order(adjustment((sku_id, 1))))
+    order = make_order(adjustment((sku_id, 10)))
+    async with commits_that_take_long(cluster):
+        proxy.on_commit = once("cut-after")
+        submitting = asyncio.create_task(writes.submit(order))
+        async with asyncio.timeout(5):
+            while order.notes.get("attempts", 0) < 3:
+                await asyncio.sleep(0.01)
+        assert not submitting.done()
+    receipt = await submitting
+    assert (receipt.outcome.status, receipt.is_replay) == (200, False)
+    assert await on_hand(database, sku_id) == (16, 16)
+
+
+async def test_answer_that_was_found_stays_when_the_primary_is_lost_for_others(
+    shop: Shop,
+    cluster: EmbeddedCluster,
+    proxy: Proxy,
+    writes: WriteService,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One commit is still under way when there is no primary any more: unknown, and its neighbour's replay is one."""
+    [sku_id] = await shop.stocked(5)
+    earlier = make_order(adjustment((sku_id, 1)))
+    await writes.submit(earlier)
+    tries = []
+
+    async def wait(_deadline: Deadline) -> None:
+        tries.append("again")
+        if len(tries) == 2:
+            raise PrimaryUnavailableError
+
+    monkeypatch.setattr(writes.gateway, "wait_for_another_try", wait)
+    orders = [make_order(adjustment((sku_id, 10))), make_order(earlier.command, key=earlier.key)]
+    async with commits_that_take_long(cluster):
+        proxy.on_commit = once("cut-after")
+        results = await writes.dispatcher.carry_out(orders)
+    assert list(map(told, results)) == ["OutcomeUnknownError", (200, True)]
 
 
 async def test_slip_after_a_lost_commit_is_outcome_unknown(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import NoReturn
 
+import asyncpg
 import httpx
 import pytest
 
@@ -13,10 +14,10 @@ from atelier.deadline import Deadline
 from atelier.embedded.cluster import EmbeddedCluster
 from atelier.errors import OverloadedError, PrimaryUnavailableError
 from atelier.settings import NodeAddress
-from tests.commands.conftest import Shop, new_key, serving
+from tests.commands.conftest import Shop, new_key, open_shop, serving
 from tests.commands.writing import open_gateway, open_proxy, settings_of
 
-pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
 SOON = {"ATELIER_COMMAND_MS": "1500"}
 
@@ -55,6 +56,30 @@ async def test_lost_commit_is_told_and_settled_by_its_key(
                 again = await shop.adjust(sku_id, -2, Idempotency_Key=key)
                 assert (again.status_code, again.headers.get("Idempotency-Replayed")) == (200, replayed)
                 assert again.json()["lines"][0]["on_hand"] == 3
+
+
+async def test_client_that_hangs_up_during_the_commit_leaves_it_alone(
+    cluster: EmbeddedCluster, database: asyncpg.Connection
+) -> None:
+    """The server has committed and its answer is on the way when the client goes: done once, and found by its key."""
+    async with open_proxy(cluster.primary.port) as proxy:
+        nodes = f"{cluster.primary.name}=127.0.0.1:{proxy.port}"
+        async with serving(cluster, ATELIER_NODES=nodes) as service, open_shop(service) as shop:
+            [sku_id] = await shop.stocked(5)
+            key = new_key()
+            proxy.on_commit = lambda: "hold"
+            async with open_shop(service) as leaving:
+                sending = asyncio.create_task(leaving.adjust(sku_id, 10, Idempotency_Key=key))
+                async with asyncio.timeout(10):
+                    while not await database.fetchval("select count(*) from command_key where key = $1", key):
+                        await asyncio.sleep(0.01)
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+            proxy.on_commit = lambda: "pass"
+            proxy.release.set()
+            again = await shop.adjust(sku_id, 10, Idempotency_Key=key)
+            assert (again.status_code, again.headers.get("Idempotency-Replayed")) == (200, "true")
+            assert again.json()["lines"][0]["on_hand"] == 15
 
 
 async def test_command_without_a_primary_is_told_so_and_its_key_stays_free(

@@ -36,8 +36,9 @@ from atelier.writes.envelope import Receipt
 from atelier.writes.idempotency import Unclaimed
 from atelier.writes.policy import WritePolicy
 from atelier.writes.service import WriteService
-from tests.commands.conftest import Shop, broken_shelves, new_key, product, style
+from tests.commands.conftest import Shop, broken_shelves, new_key, product, style, wait_until_blocked
 from tests.commands.writing import adjustment, make_order, open_writes, settings_of
+from tests.support import role_dsn
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
@@ -295,6 +296,70 @@ async def test_two_writers_expire_every_reservation_once(
     assert [row["state"] for row in states] == ["expired"]
     assert await database.fetchval("select version from stock where sku_id = $1", sku_id) == version + 300
     assert await broken_shelves(database, [sku_id]) == []
+
+
+async def test_sweeper_passes_what_another_one_has_and_gives_the_rest_back(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
+) -> None:
+    """Ten are due at once and somebody has four of them: six expire meanwhile, and the four when they are let go."""
+    [sku_id] = await shop.stocked(10)
+    ids = [int((await shop.reserve((sku_id, 1))).headers["Location"].rpartition("/")[2]) for _ in range(10)]
+    reserved = "select reserved from stock where sku_id = $1"
+    elsewhere = await asyncpg.connect(role_dsn(cluster, "writer"))
+    try:
+        async with elsewhere.transaction():
+            # In the way of a sweeper, and not of the update that makes them due.
+            await elsewhere.execute("select from reservation where reservation_id = any($1) for key share", ids[:4])
+            due = "update reservation set expires_at = clock_timestamp() where reservation_id = any($1)"
+            await database.execute(due, ids)
+            async with asyncio.timeout(5):
+                while await database.fetchval(reserved, sku_id) != 4:
+                    await asyncio.sleep(0.01)
+    finally:
+        await elsewhere.close()
+    async with asyncio.timeout(5):
+        while await database.fetchval(reserved, sku_id):
+            await asyncio.sleep(0.01)
+    assert await broken_shelves(database, [sku_id]) == []
+
+
+async def test_command_that_the_server_ends_as_a_deadlock_is_carried_out_all_the_same(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
+) -> None:
+    """Somebody locks two shelves by hand, the other way round: the command's transaction is ended, and begun anew."""
+    low, high = sorted(await shop.stocked(5, 5))
+    before = await count_deadlocks(database)
+    by_hand, gate = [
+        await asyncpg.connect(cluster.superuser_dsn(cluster.primary.name), database="atelier") for _ in range(2)
+    ]
+    lock = "select from atelier.stock where sku_id = $1 for update"
+    order = make_order(adjustment((low, 1), (high, 1)))
+    try:
+        # Looks for circles only when the other one has done so.
+        await by_hand.execute("set deadlock_timeout = '60s'; begin")
+        await by_hand.execute(lock, high)
+        async with open_writes(settings_of(cluster), has_chores=False) as writes:
+            # Both are in the queue for the low one, the command first, before anybody can have it.
+            async with gate.transaction():
+                await gate.execute(lock, low)
+                adjusting = asyncio.create_task(writes.submit(order))
+                await wait_until_blocked(gate)
+                crossing = asyncio.create_task(by_hand.execute(lock, low))
+                async with asyncio.timeout(10):
+                    while not await database.fetchval("select pg_blocking_pids($1)", by_hand.get_server_pid()):
+                        await asyncio.sleep(0.01)
+            await crossing
+            await by_hand.execute("commit")
+            assert (await adjusting).outcome.status == 200
+    finally:
+        for connection in (by_hand, gate):
+            connection.terminate()
+    assert order.notes["attempts"] > 1
+    async with asyncio.timeout(10):
+        while await count_deadlocks(database) != before + 1:
+            await asyncio.sleep(0.05)
+    rows = await database.fetch("select on_hand from stock where sku_id = any($1)", [low, high])
+    assert [row["on_hand"] for row in rows] == [6, 6]
 
 
 async def test_one_refused_by_the_database_fails_none_of_its_neighbours(

@@ -124,6 +124,26 @@ async def test_confirm_after_the_expiry_is_refused_before_it_was_swept(
     assert (refused.status_code, refused.json()["type"]) == (409, "/problems/reservation-expired")
 
 
+@pytest.mark.soak
+async def test_reservation_of_stock_that_was_taken_away_by_hand_holds_up_nobody(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
+) -> None:
+    """It expires like those that are due with it; before that it can be released, and nothing of it can be sold."""
+    lost, kept = await shop.stocked(5, 5)
+    held = [(await shop.reserve((lost, 1), (kept, 1))).headers["Location"] for _ in range(3)]
+    cluster.primary.sql(f"delete from atelier.stock where sku_id = {lost}", database="atelier")
+    refused = await shop.post(f"{held[0]}/confirm")
+    assert (refused.status_code, refused.json()["sku_id"]) == (404, lost)
+    assert (await shop.post(f"{held[1]}/release")).json()["state"] == "released"
+    due = [int(path.rpartition("/")[2]) for path in (held[0], held[2])]
+    await database.execute("update reservation set expires_at = clock_timestamp() where reservation_id = any($1)", due)
+    async with asyncio.timeout(5):
+        while await stock_of(database, kept) != (5, 0):
+            await asyncio.sleep(0.01)
+    states = "select state from reservation where reservation_id = any($1)"
+    assert [row["state"] for row in await database.fetch(states, due)] == ["expired", "expired"]
+
+
 async def test_movements_outlive_their_sku(shop: Shop) -> None:
     """What was on hand is written off as removed, so the ledger adds up to nothing, and can still be read."""
     [sku_id] = await shop.stocked(5)
