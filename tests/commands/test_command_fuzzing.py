@@ -40,7 +40,7 @@ def call(service: Service, case: schemathesis.Case, seen: Seen) -> httpx.Respons
     if case.method == "GET":
         case.headers["Atelier-Consistency"] = "strong"
     if "Idempotency-Key" in case.headers:
-        # Made-up keys come again, as what they would be then: replays and conflicts.
+        # A made-up key comes again, and would be a conflict then.
         case.headers["Idempotency-Key"] = new_key()
     response = case.call(base_url=service.url)
     check(response, case, seen)
@@ -116,6 +116,7 @@ class Sequence:
     def __init__(self, service: Service, data: st.DataObject, seen: Seen) -> None:
         self.service, self.data, self.seen = service, data, seen
         self.ids = Ids()
+        self.replays = 0
 
     def send(self, label: str) -> None:
         """One of them."""
@@ -124,10 +125,22 @@ class Sequence:
         case = self.data.draw(STRATEGIES[label])
         self.ids.fill(self.data, case)
         response = call(self.service, case, self.seen)
+        if "Idempotency-Key" in (case.headers or {}) and self.data.draw(st.integers(0, 3)) == 0:
+            self.send_again(case, response)
         if response.status_code in (204, 404):
             self.ids.forget(case)
         elif response.status_code in (200, 201):
             self.ids.learn(response.json(), owner="product_id")
+
+    def send_again(self, case: schemathesis.Case, first: httpx.Response) -> None:
+        """The same once more, under the same key: the answer is the first one where that was an outcome."""
+        again = case.call(base_url=self.service.url)
+        check(again, case, set())
+        replayed = again.headers.get("idempotency-replayed", [None])[0] == "true"
+        self.replays += replayed
+        assert replayed == (first.status_code in (200, 201, 204, 404, 409, 412)), again.text
+        if replayed:
+            assert (again.status_code, again.content) == (first.status_code, first.content)
 
     def stock(self) -> None:
         """Something to begin with, and to go on with when all of it was deleted."""
@@ -142,6 +155,7 @@ class Sequence:
 def test_every_command_works_amid_any_others(service: Service) -> None:
     """Each after any other, about what those before have made: never a 500, and every one succeeds somewhere."""
     seen: Seen = set()
+    replays: list[int] = []
 
     @settings(BOUNDS, max_examples=3)
     @given(data=st.data(), labels=st.permutations(LABELS))
@@ -149,12 +163,14 @@ def test_every_command_works_amid_any_others(service: Service) -> None:
         sequence = Sequence(service, data, seen)
         for label in labels:
             sequence.send(label)
+        replays.append(sequence.replays)
 
     for number in range(10):
         seed(number)(run)()
         if {label for label, status in seen if status < 300} >= set(COMMANDS):
             break
     assert {label for label, status in seen if status < 300} >= set(COMMANDS), sorted(seen)
+    assert sum(replays) > 10
     check_service(service)
 
 

@@ -22,7 +22,7 @@ from atelier.writes.inventory import change_stock
 from atelier.writes.policy import WritePolicy
 from atelier.writes.service import weigh
 from atelier.writes.unit_of_work import UnitOfWork
-from tests.commands.conftest import Shop, product, wait_until_blocked
+from tests.commands.conftest import Shop, new_key, product, wait_until_blocked
 from tests.commands.writing import adjustment, make_order, open_gateway, open_writes, settings_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
@@ -51,7 +51,8 @@ async def test_commands_beyond_the_bounded_queue_are_refused_at_once_over_http(
             asyncio.create_task(shop.send("PATCH", path, {"slogan": "x"})) for _ in range(policy.catalogue_queue_limit)
         ]
         await wait_until_waiting(shop, policy.catalogue_queue_limit)
-        answers = await asyncio.gather(*(hurried(shop, path) for _ in range(8)))
+        keys = [new_key() for _ in range(8)]
+        answers = await asyncio.gather(*(hurried(shop, path, key) for key in keys))
         assert not any(task.done() for task in sending)
         for answer in answers:
             assert answer is not None, "one found a place"
@@ -59,7 +60,10 @@ async def test_commands_beyond_the_bounded_queue_are_refused_at_once_over_http(
             assert int(answer.headers["Retry-After"]) >= 1
         await locking.rollback()
         answers = await asyncio.gather(*sending)
+        later = await asyncio.gather(*(hurried(shop, path, key) for key in keys))
     assert {answer.status_code for answer in answers} == {200}
+    # What was refused is no outcome: their keys were free.
+    assert {(answer.status_code, "Idempotency-Replayed" in answer.headers) for answer in later} == {(200, False)}
 
 
 async def wait_until_waiting(shop: Shop, commands: int) -> None:
@@ -70,11 +74,11 @@ async def wait_until_waiting(shop: Shop, commands: int) -> None:
             await asyncio.sleep(0.02)
 
 
-async def hurried(shop: Shop, path: str):
+async def hurried(shop: Shop, path: str, key: str):
     """An answer that came long before the lock is let go, or None."""
     try:
         async with asyncio.timeout(2):
-            return await shop.send("PATCH", path, {"slogan": "y"})
+            return await shop.send("PATCH", path, {"slogan": "y"}, Idempotency_Key=key)
     except TimeoutError:
         return None
 
