@@ -33,6 +33,11 @@ _TOKEN = "Atelier-Token"  # noqa: S105  a header's name
 # Answers after which nothing was done for certain. Any other one, or none, leaves a command's outcome open.
 _NOTHING_DONE = frozenset({"overloaded", "too-many-requests", "primary-unavailable", "no-replica"})
 
+# Refusals that are stored under the key like a success, each of these statuses but for a history that was lost.
+_STORED = frozenset({httpx.codes.NOT_FOUND, httpx.codes.CONFLICT, httpx.codes.PRECONDITION_FAILED})
+# The key holds another request's outcome, and no more than one.
+_CONFLICT = "idempotency-conflict"
+
 # How a token begins: version, flags, database system, timeline, position. Read only to tell the later of two.
 _LAYOUT = struct.Struct(">BBQIQ")
 _VERSION = 1
@@ -172,7 +177,9 @@ class AtelierClient:
 
         Raises:
             RefusedError: the service refused it; nothing was done. `BusyError` when it had no room for it.
-            OutcomeUnknownError: the budget ended first. Send it again with the key that the message names.
+            OutcomeUnknownError: the budget ended first, or an answer ended the tries that does not tell what became of
+                an earlier one (401, because the key was revoked meanwhile). Send it again with the key that the message
+                names, or ask `find_outcome` for it.
         """
         key = key or secrets.token_urlsafe(18)
         headers = {"Idempotency-Key": key} | ({} if if_match is None else {"If-Match": if_match})
@@ -199,6 +206,9 @@ class AtelierClient:
             request = self._build(method, path, body, headers if sent is None else {**headers, _TOKEN: sent})
             response = await self._try(request, within_s=min(self.retry.try_s, ends_at_s - self.clock()))
             if response is not None and not _is_passing(response):
+                if method != "GET" and not _settles(response, is_open=is_open):
+                    reason = f"the service answered {response.status_code}, which does not tell what became of it"
+                    raise OutcomeUnknownError(reason) from RefusedError(response)
                 return self._keep(response, sent)
             is_open = is_open or response is None or RefusedError(response).name not in _NOTHING_DONE
             wait_s = self._pause(pause_s, response)
@@ -280,6 +290,22 @@ def _is_passing(response: httpx.Response) -> bool:
     if response.status_code in (httpx.codes.BAD_GATEWAY, httpx.codes.GATEWAY_TIMEOUT):
         return True
     return response.status_code == httpx.codes.CONFLICT and RefusedError(response).name == _IN_FLIGHT
+
+
+def _settles(response: httpx.Response, *, is_open: bool) -> bool:
+    """Whether it is known after this answer what became of a command.
+
+    What is not stored under the key (400, 401, 403, ...) speaks of its own try alone: an earlier one may have been
+    carried out, or may still arrive. An error of the server is open by itself.
+    """
+    if response.is_success:
+        return True
+    if not is_open:
+        return not response.is_server_error
+    refused = RefusedError(response)
+    # A page of whatever stands before the service is nobody's outcome.
+    is_stored = refused.status in _STORED and "type" in refused.document and refused.name != _HISTORY_LOST
+    return is_stored or refused.name == _CONFLICT
 
 
 def _read_problem(response: httpx.Response) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from atelier.embedded.cluster import EmbeddedCluster
 from tests.commands.conftest import Shop, product, style, wait_until_blocked
-from tests.commands.events import follow, next_about
+from tests.commands.events import Events, follow, next_about
 from tests.conftest import ClusterFactory
 from tests.support import role_dsn
 
@@ -60,6 +60,56 @@ async def test_reconnecting_behind_an_event_misses_and_repeats_nothing(shop: Sho
                         break
     await changing
     assert [event.data["version"] for event in seen] == list(range(2, 62))
+
+
+async def test_address_can_name_the_event_to_go_on_behind_as_the_header_does(shop: Shop) -> None:
+    """From each of six events, by `after` as by `Last-Event-ID`: all that follow, each once, and under the same ids."""
+    [sku_id] = await shop.stocked(0)
+    async with follow(shop.http) as events:
+        for _ in range(6):
+            await shop.adjust(sku_id, 1)
+        told = [await next_about(events, sku_id=sku_id) for _ in range(6)]
+    for index, event in enumerate(told[:-1]):
+        async with follow(shop.http, event.id) as by_header, follow_url(shop, f"/changes?after={event.id}") as by_url:
+            stories = [await read_positions(events, until=told[-1].id) for events in (by_header, by_url)]
+        assert stories[0] == stories[1]
+        mine = {position(one.id) for one in told}
+        assert [one for one in stories[1] if one in mine] == [position(one.id) for one in told[index + 1 :]]
+
+
+async def test_header_wins_over_the_event_that_the_address_names(shop: Shop) -> None:
+    """A browser that reconnects sends the address that it began with, and where it has come to in the header."""
+    [sku_id] = await shop.stocked(0)
+    async with follow(shop.http) as events:
+        for _ in range(4):
+            await shop.adjust(sku_id, 1)
+        told = [await next_about(events, sku_id=sku_id) for _ in range(4)]
+    for header, address, following in ((2, 0, 3), (0, 2, 1)):
+        url, headers = f"/changes?after={told[address].id}", {"Last-Event-ID": told[header].id}
+        async with follow_url(shop, url, headers) as events:
+            assert (await next_about(events, sku_id=sku_id)).data["version"] == told[following].data["version"]
+
+
+@asynccontextmanager
+async def follow_url(shop: Shop, url: str, headers: dict[str, str] | None = None) -> AsyncIterator[Events]:
+    """Opens the change feed by an address that says where."""
+    async with shop.http.stream("GET", url, headers=headers) as response:
+        assert response.status_code == 200, await response.aread()
+        yield Events(response)
+
+
+async def read_positions(events: Events, *, until: str) -> list[int]:
+    """The places of the next events, up to that of an event."""
+    positions: list[int] = []
+    async with asyncio.timeout(15):
+        while position(until) not in positions:
+            positions.append(position((await events.next()).id))
+    return positions
+
+
+def position(event_id: str) -> int:
+    """An event's place in the outbox, which is the readable part of its id."""
+    return int(event_id.partition(".")[0])
 
 
 async def test_whole_stream_is_the_outbox_in_commit_order(shop: Shop, database: asyncpg.Connection) -> None:

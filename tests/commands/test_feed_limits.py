@@ -1,4 +1,7 @@
-"""Who follows the change feed too slowly, or for too many: bounded, told, and nothing is lost by going on."""
+"""Who follows the change feed too slowly, or for too many: bounded, told, and nothing is lost by going on.
+
+And what following costs the nodes: one replica is asked, again when it did not answer, and the primary is left alone.
+"""
 
 import asyncio
 import json
@@ -14,7 +17,7 @@ import pytest
 
 from atelier.deadline import Deadline
 from atelier.embedded.cluster import EmbeddedCluster
-from atelier.errors import OverloadedError
+from atelier.errors import NoReplicaError, OverloadedError
 from atelier.lsn import Lsn
 from atelier.problems import ProblemError
 from atelier.reads import tail
@@ -106,6 +109,58 @@ async def test_subscriber_that_falls_behind_is_cut_with_the_id_to_go_on_from(
     assert seen == list(range(3, 34))
 
 
+async def test_slow_subscriber_reads_why_it_was_cut_and_where_to_go_on(shop: Shop, cluster: EmbeddedCluster) -> None:
+    """Over a real connection, with the service's own bounds: it stops reading while 6,000 changes come, then reads on.
+
+    What was on its way to it still comes, then the reason; another connection goes on without a gap or a repeat.
+    """
+    [sku_id] = await shop.stocked(0)
+    async with follow(shop.http) as events:
+        seen = []
+        for version in (2, 3):
+            # The second is sent when the first was told, so the subscriber has been up to date by then.
+            await shop.adjust(sku_id, 1)
+            seen.append(await next_about(events, sku_id=sku_id, version=version))
+        await announce(cluster, sku_id, range(4, 6_004))
+        # Once another one has come to the end, the process that serves both knows of all of them.
+        await read_up_to(shop, seen[-1].id, sku_id, 6_003)
+        async with asyncio.timeout(15):
+            while (end := await events.next()).name != "end":
+                seen.append(end)
+            with pytest.raises(EOFError):
+                await events.next()
+    assert end.data["reason"] == "too-slow"
+    seen += await read_up_to(shop, end.data["last_event_id"], sku_id, 6_003)
+    assert versions_of(seen, sku_id) == list(range(2, 6_004))
+
+
+async def announce(cluster: EmbeddedCluster, sku_id: int, versions: range) -> None:
+    """Commits many changes of a SKU at once; none of them is true."""
+    admin = await asyncpg.connect(cluster.superuser_dsn(cluster.primary.name), database="atelier")
+    try:
+        await admin.execute(
+            "insert into atelier.outbox (position, topic, kind, product_id, sku_id, available, version) "
+            "select atelier.draw_outbox_position(), 'stock', 'updated', 1, $1, 3, n "
+            "from generate_series($2::int, $3) as n",
+            sku_id, versions[0], versions[-1],
+        )  # fmt: skip
+    finally:
+        await admin.close()
+
+
+async def read_up_to(shop: Shop, after: str, sku_id: int, version: int) -> list[Event]:
+    """Goes on behind an event up to a change of a SKU, and as every client does also when it was cut."""
+    seen: list[Event] = []
+    async with asyncio.timeout(15):
+        while True:
+            async with follow(shop.http, after) as events:
+                while (event := await events.next()).name != "end":
+                    seen.append(event)
+                    if (event.data.get("sku_id"), event.data.get("version")) == (sku_id, version):
+                        return seen
+                after = event.data["last_event_id"]
+
+
 async def test_subscriber_from_long_ago_may_catch_up_at_its_own_pace(shop: Shop, cluster: EmbeddedCluster) -> None:
     """Being behind is no fault of who was never up to date: it reads from the table, and is not cut."""
     [sku_id] = await shop.stocked(0)
@@ -121,6 +176,55 @@ async def test_subscriber_from_long_ago_may_catch_up_at_its_own_pace(shop: Shop,
         assert await pull_until(chunks, sku_id, 32) == list(range(3, 33))
 
 
+async def test_read_that_no_node_answered_does_not_make_a_subscriber_up_to_date(
+    shop: Shop, cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One statement fails while it catches up from long ago: it is asked again at once, and the subscriber not cut."""
+    [sku_id] = await shop.stocked(0)
+    async with follow(shop.http) as events:
+        await shop.adjust(sku_id, 1)
+        first = await next_about(events, sku_id=sku_id)
+        for _ in range(30):
+            await shop.adjust(sku_id, 1)
+        await next_about(events, sku_id=sku_id, version=32)
+    async with (
+        open_feed(cluster, behind=10, heartbeat_s=5.0) as feed,
+        aclosing(feed.follow(await feed.find_start(first.id))) as chunks,
+    ):
+        await anext(chunks)
+        await until(lambda: feed._tail.head is not None)
+        fail_first(feed._tail, 1, monkeypatch)
+        next_chunk = await anext(chunks)
+        assert next_chunk != b": heartbeat\n\n"
+        seen = versions_of(read_events(next_chunk), sku_id)
+        while seen[-1:] != [32]:
+            seen += versions_of(read_events(await anext(chunks)), sku_id)
+    assert seen == list(range(3, 33))
+
+
+async def test_stream_shows_that_it_is_alive_while_no_node_answers(
+    cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking again and again takes nobody's heartbeat away."""
+    async with open_feed(cluster, heartbeat_s=0.5) as feed, aclosing(await begin(feed)) as chunks:
+        await anext(chunks)
+        fail_first(feed._tail, 1_000, monkeypatch)
+        async with asyncio.timeout(10):
+            assert await anext(chunks) == b": heartbeat\n\n"
+
+
+def fail_first(following: ChangeTail, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the next so many reads of subscribers end as they do when no node answers."""
+    failures, read_after = iter([NoReplicaError] * count), following.read_after
+
+    async def fail_or_read(position: int) -> list[Change]:
+        for failure in failures:
+            raise failure
+        return await read_after(position)
+
+    monkeypatch.setattr(following, "read_after", fail_or_read)
+
+
 async def test_one_subscriber_too_many_is_refused(cluster: EmbeddedCluster) -> None:
     """503 with Retry-After, instead of slowing down those that are there."""
     async with open_feed(cluster, subscribers=1) as feed:
@@ -130,6 +234,32 @@ async def test_one_subscriber_too_many_is_refused(cluster: EmbeddedCluster) -> N
             with pytest.raises(OverloadedError):
                 await feed.find_start(None)
         await feed.find_start(None)
+
+
+async def test_feed_asks_a_replica_and_never_the_primary(shop: Shop, cluster: EmbeddedCluster) -> None:
+    """Told by the nodes themselves: which of them has a session of this process that has looked into the outbox."""
+    [sku_id] = await shop.stocked(0)
+    async with open_feed(cluster) as feed, aclosing(await begin(feed)) as chunks:
+        await anext(chunks)
+        await shop.adjust(sku_id, 1)
+        assert await pull_until(chunks, sku_id, 2) == [2]
+        ports = [found.laddr.port for found in psutil.Process().net_connections("tcp") if found.raddr]
+        asked = {name for name in cluster.nodes if await count_outbox_sessions(cluster, name, ports)}
+    assert len(asked) == 1
+    assert cluster.primary.name not in asked
+
+
+async def count_outbox_sessions(cluster: EmbeddedCluster, node: str, client_ports: list[int]) -> int:
+    """The sessions of these connections whose last statement was about the outbox."""
+    admin = await asyncpg.connect(cluster.superuser_dsn(node), database="atelier")
+    try:
+        return await admin.fetchval(
+            "select count(*) from pg_stat_activity"
+            " where client_port = any($1) and query like '%outbox%' and pid <> pg_backend_pid()",
+            client_ports,
+        )
+    finally:
+        await admin.close()
 
 
 async def test_quiet_stream_shows_that_it_is_alive(cluster: EmbeddedCluster) -> None:
@@ -327,12 +457,7 @@ async def test_subscriber_that_reads_nothing_costs_no_memory_and_is_cut(
         deaf.sendall(b"GET /changes HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert deaf.recv(12) == b"HTTP/1.1 200"
         own = deaf.getsockname()
-        admin = await asyncpg.connect(cluster.superuser_dsn(cluster.primary.name), database="atelier")
-        await admin.execute(
-            "insert into atelier.outbox (position, topic, kind, product_id, sku_id, available, version) "
-            "select atelier.draw_outbox_position(), 'stock', 'updated', 1, 2, 3, n from generate_series(1, 200000) as n"
-        )
-        await admin.close()
+        await announce(cluster, 2, range(1, 200_001))
         grown = 0
         async with asyncio.timeout(60):
             while any(c.raddr and tuple(c.raddr) == own for c in worker.net_connections("tcp")):

@@ -33,6 +33,20 @@ def problem(name: str, status: int, **headers: str) -> httpx.Response:
     return httpx.Response(status, headers=named, json={"type": f"/problems/{name}"})
 
 
+def after_a_lost_answer(later: httpx.Response) -> Answer:
+    """A service whose first answer is lost on the way, and whose next ones are these."""
+    tries = 0
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise httpx.ReadError("lost", request=request)
+        return later
+
+    return answer
+
+
 class Watch:
     """A clock that only pauses move, and what the pauses were."""
 
@@ -173,6 +187,68 @@ async def test_one_open_try_leaves_the_outcome_open(first: str | int | None) -> 
     async with client_of(answer) as client:
         with pytest.raises(OutcomeUnknownError, match="its idempotency key is mine"):
             await client.post("/products", {}, key="mine")
+
+
+LATER_REFUSALS = [
+    problem("invalid-request", 400),
+    problem("unauthorized", 401),
+    problem("forbidden", 403),
+    problem("precondition-required", 428),
+    problem("history-lost", 409),
+    httpx.Response(404, text="no such host"),
+    httpx.Response(500),
+    httpx.Response(301),
+]
+
+
+@pytest.mark.parametrize("later", LATER_REFUSALS, ids=lambda later: str(later.status_code))
+async def test_refusal_that_is_not_stored_does_not_settle_an_earlier_try(later: httpx.Response) -> None:
+    """The first answer is lost, and then the key is revoked: what the first try did is not known, nor denied."""
+    async with client_of(after_a_lost_answer(later)) as client:
+        with pytest.raises(OutcomeUnknownError, match=f"{later.status_code}.*its idempotency key is mine"):
+            await client.post("/products", {}, key="mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("not-found", 404),
+        ("insufficient-stock", 409),
+        ("precondition-failed", 412),
+        # The key stands for another request, so this one was never carried out under it.
+        ("idempotency-conflict", 422),
+    ],
+)
+async def test_refusal_that_the_key_stands_for_settles_every_try(name: str, status: int) -> None:
+    """It is what became of the first try, too, whose answer was lost."""
+    async with client_of(after_a_lost_answer(problem(name, status))) as client:
+        with pytest.raises(RefusedError) as caught:
+            await client.post("/products", {})
+    assert (caught.value.name, caught.value.status) == (name, status)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 422])
+async def test_first_answer_that_refuses_says_that_nothing_was_done(status: int) -> None:
+    """No earlier try is open, so there is nothing else to be known."""
+    async with client_of(lambda _request: httpx.Response(status)) as client:
+        with pytest.raises(RefusedError):
+            await client.post("/products", {})
+
+
+async def test_read_is_refused_whatever_became_of_its_first_try() -> None:
+    """It does nothing, so nothing is left open."""
+    async with client_of(after_a_lost_answer(problem("unauthorized", 401))) as client:
+        with pytest.raises(RefusedError):
+            await client.get("/inventory/1")
+
+
+async def test_error_of_the_server_leaves_a_command_open_by_itself() -> None:
+    """It is no verdict: what was done before it is not known."""
+    async with client_of(lambda _request: httpx.Response(500)) as client:
+        with pytest.raises(OutcomeUnknownError, match="its idempotency key is mine"):
+            await client.post("/products", {}, key="mine")
+        with pytest.raises(RefusedError):
+            await client.get("/products")
 
 
 @pytest.mark.parametrize(("chance", "pause_s"), [(0.0, 1.0), (0.5, 1.25), (1.0, 1.5)])

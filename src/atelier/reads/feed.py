@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 _ID = re.compile(r"(?P<position>[0-9]{1,18})\.(?P<token>[A-Za-z0-9_-]{1,100})", re.ASCII)
 _LOOK_S = 5.0
+# Each subscriber asks again so soon after no node answered; the tail lets one of them ask at a time.
+_RETRY_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Feed:
         """The stream of one subscriber: events, and a comment as a heartbeat where there are none."""
         self._subscribers += 1
         joined_at, position, token = self._tail.join(), start.position, start.token
-        last_id, was_live = self._make_id(position, token), False
+        last_id, was_live, told_at_s = self._make_id(position, token), False, self._clock()
         try:
             yield b"retry: 1000\n: follows %s\n\n" % last_id.encode()
             while not self._tail.is_closing:
@@ -116,12 +118,14 @@ class Feed:
                     position, token = changes[-1].position, changes[-1].token
                     last_id = self._make_id(position, token)
                     yield self._write(changes)
+                    told_at_s = self._clock()
                     continue
-                was_live = was_live or head is not None
-                before_s = self._clock()
-                await self._tail.wait(moved, self._limits.heartbeat_s)
-                if self._clock() - before_s >= self._limits.heartbeat_s:
+                if changes is not None:
+                    was_live = was_live or head is not None
+                    await self._tail.wait(moved, told_at_s + self._limits.heartbeat_s - self._clock())
+                if self._clock() - told_at_s >= self._limits.heartbeat_s:
                     yield b": heartbeat\n\n"
+                    told_at_s = self._clock()
             yield _end("stopping", last_id)
         except HistoryLostError:
             yield _end("history-lost", last_id)
@@ -142,13 +146,16 @@ class Feed:
         """How long a subscriber may take nothing."""
         return self._limits.send_s
 
-    async def _read_after(self, position: int) -> list[Change]:
-        """What comes next; nothing while no node answers, because the stream goes on when one does."""
+    async def _read_after(self, position: int) -> list[Change] | None:
+        """What comes next; None, after a pause, when no node answered.
+
+        That is not the same as nothing more: who has not been read to the end is behind through no fault of its own.
+        """
         try:
             return await self._tail.read_after(position)
         except NoReplicaError:
-            await asyncio.sleep(0.1)
-            return []
+            await asyncio.sleep(_RETRY_S)
+            return None
 
     def _check(self, token: CausalToken) -> None:
         """Makes sure that what this subscriber was told last, perhaps by another process, is part of the history.
