@@ -235,29 +235,54 @@ async def make_product(shop: Shop) -> Doomed:
     return Doomed(made.json()["id"], [one["style_id"] for one in styles], skus)
 
 
-async def test_control_locks_in_arrival_order_do_deadlock(
-    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The hunt above would catch a wrong order: the server counts deadlocks, and nothing is oversold all the same."""
+def lock_unsorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stock in any order."""
+    sorted_lock = inventory.lock_shelves
 
-    async def lock_unsorted(uow, sku_ids):
+    async def lock_shelves(uow, sku_ids):
         shelves = {}
         for sku_id in random.sample(sorted(sku_ids), len(sku_ids)):
             shelves |= await sorted_lock(uow, [sku_id])
         return shelves
 
-    sorted_lock = inventory.lock_shelves
-    monkeypatch.setattr(inventory, "lock_shelves", lock_unsorted)
-    skus = await shop.stocked(*[500] * 3)
+    monkeypatch.setattr(inventory, "lock_shelves", lock_shelves)
+
+
+def lock_stock_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stock before the reservations that hold it; the sweeper goes by the order as it is."""
+    in_order = inventory.lock_holds
+
+    async def lock_holds(uow, ids):
+        lines = await uow.execute(inventory._LINES, {"ids": sorted(ids)})
+        await inventory.lock_shelves(uow, {line.sku_id for line in lines})
+        return await in_order(uow, ids)
+
+    monkeypatch.setattr(inventory, "lock_holds", lock_holds)
+
+
+@pytest.mark.parametrize("break_order", [lock_unsorted, lock_stock_first])
+async def test_control_locks_in_another_order_do_deadlock(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch, break_order
+) -> None:
+    """The hunt above would catch a wrong order: the server counts deadlocks, and nothing is oversold all the same."""
+    break_order(monkeypatch)
+    skus = await shop.stocked(*[50_000] * 3, 50_000)
     before = await count_deadlocks(database)
+    watching = await asyncpg.connect(role_dsn(cluster, "writer"))
     async with open_writes(settings_of(cluster), CROWDED) as one:
-        running = asyncio.create_task(run_mix([one], skus + await shop.stocked(5), seed=7, commands=200))
-        async with asyncio.timeout(60):
-            while await count_deadlocks(database) == before:
-                await asyncio.sleep(0.1)
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-    assert await broken_shelves(database, skus) == []
+        expiring = asyncio.create_task(expire_some(database, skus))
+        running = asyncio.create_task(run_mix([one], skus, seed=7, commands=100_000))
+        try:
+            async with asyncio.timeout(60):
+                while await count_deadlocks(watching) == before:
+                    assert not running.done(), "all of the mix was carried out without a deadlock"
+                    await asyncio.sleep(0.1)
+        finally:
+            for task in (expiring, running):
+                task.cancel()
+            await asyncio.gather(expiring, running, return_exceptions=True)
+    assert await broken_shelves(watching, skus) == []
+    await watching.close()
 
 
 async def expire_some(database: asyncpg.Connection, skus: Sequence[int], *, at_once: int = 3) -> None:
