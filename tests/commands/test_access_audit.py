@@ -6,20 +6,26 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections import Counter
 from typing import Any
 
 import asyncpg
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
-from atelier.access.sealer import verify_audit
+from atelier.access.sealer import AuditReport, seal_entries, verify_audit
+from atelier.deadline import Deadline
 from atelier.embedded.cluster import EmbeddedCluster
 from atelier.lsn import Lsn
 from atelier.token import CausalToken, TokenKeys
 from atelier.writes.endpoints import ENDPOINTS, Endpoint
+from atelier.writes.policy import WritePolicy
+from atelier.writes.unit_of_work import UnitOfWork
 from tests.commands.conftest import Shop, new_key, product, style
-from tests.commands.writing import settings_of
-from tests.support import Service
+from tests.commands.writing import adjustment, make_order, open_gateway, open_writes, settings_of
+from tests.support import Service, role_dsn
 
 pytestmark = pytest.mark.anyio
 
@@ -315,6 +321,116 @@ async def test_chain_holds_and_a_changed_entry_breaks_it(
         await admin.close()
     assert len(broken) == 3
     assert (await verify_audit(database)).broken == []
+
+
+async def add_entries(database: asyncpg.Connection, key: str, *sizes: int) -> int:
+    """Adds entries that have two documents of so many bytes each, in one transaction; gives the last one's id."""
+    return await database.fetchval(
+        "with added as (insert into audit_entry (actor, key_id, command, command_key, target, status, before, after) "
+        "select 'till', 1, 'Test', $1, '/', 200, repeat('x', size), repeat('y', size) from unnest($2::int[]) as size "
+        "returning entry_id) select max(entry_id) from added",
+        key, sizes,
+    )  # fmt: skip
+
+
+async def verify_with(database: asyncpg.Connection, entry_ids: set[int]) -> AuditReport:
+    """Looks at the chain as soon as it has these entries too: their ids are not in the order of their transactions."""
+    async with asyncio.timeout(10):
+        while entry_ids & set((report := await verify_audit(database)).unsealed):
+            await asyncio.sleep(0.05)
+    return report
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most"), [([750_000] * 6, 3), ([2_500_000, 100, 2_500_000, 100], 2)], ids=["many", "one-beyond-the-cut"]
+)
+async def test_large_entries_are_sealed_a_few_at_a_time(
+    service: Service, database: asyncpg.Connection, sizes: list[int], most: int
+) -> None:
+    """All of them wait at once, and a seal ends with the entry that reaches four megabytes; all get one in the end."""
+    key = new_key()
+    await wait_until_sealed(database, await add_entries(database, key, *sizes))
+    seals = await database.fetch(
+        "select (select min(seal_id) from audit_seal where (last_xid, last_entry_id) >= (xid, entry_id)) as seal_id "
+        "from audit_entry where command_key = $1",
+        key,
+    )
+    entries = Counter(row["seal_id"] for row in seals)
+    assert (entries[None], entries.total()) == (0, len(sizes))
+    assert max(entries.values()) <= most < len(sizes)
+    assert (await verify_audit(database)).broken == []
+
+
+async def test_second_sealer_passes_while_another_has_the_turn(
+    service: Service, cluster: EmbeddedCluster, database: asyncpg.Connection
+) -> None:
+    """It finds nothing to do although entries wait for a seal, and does not wait for the turn."""
+    deadline, sealed = Deadline.after(20, time.monotonic), 0
+    async with open_gateway(settings_of(cluster), connections=2) as gateway, asyncio.timeout(20):
+        while not sealed:  # the service may be quicker
+            await add_entries(database, new_key(), 10)
+            async with UnitOfWork(gateway, deadline) as first:
+                sealed = await seal_entries(first.execute)
+                if sealed:
+                    unsealed = (await verify_audit(database)).unsealed
+                    async with UnitOfWork(gateway, deadline) as second:
+                        assert await seal_entries(second.execute) == 0
+                    await first.commit()
+    assert unsealed
+    assert (await verify_with(database, set(unsealed))).broken == []
+
+
+@pytest.mark.soak
+async def test_two_services_seal_every_entry_once_in_one_chain(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
+) -> None:
+    """Each looks for entries all the time, and neither fails over what the other does."""
+    [sku_id] = await shop.stocked(5)
+    settings, policy = settings_of(cluster), WritePolicy(seal_interval_s=0.001)
+    keys = [new_key() for _ in range(60)]
+    with capture_logs() as logs:
+        async with open_writes(settings, policy) as one, open_writes(settings, policy) as other:
+            for turn in range(0, len(keys), 4):
+                orders = [make_order(adjustment((sku_id, 1)), key=key) for key in keys[turn : turn + 4]]
+                services = [one, other] * 2
+                await asyncio.gather(*(by.submit(order) for by, order in zip(services, orders, strict=True)))
+            rows = await database.fetch("select entry_id from audit_entry where command_key = any($1)", keys)
+            report = await verify_with(database, {row["entry_id"] for row in rows})
+    assert len(rows) == len(keys)
+    assert report.broken == []
+    assert [line for line in logs if line.get("chore") == "seal-audit"] == []
+
+
+class SlowReader(asyncpg.Connection):
+    """Takes so long over a seal that the server ends the transaction that another session has begun meanwhile."""
+
+    other: asyncpg.Connection
+
+    async def fetchrow(self, *args: Any, **options: Any) -> Any:
+        """Reads what lies under a seal; over the first one it takes its time."""
+        if not self.other.is_closed():
+            await self.other.execute("begin")
+            async with asyncio.timeout(20):
+                while not self.other.is_closed():
+                    await asyncio.sleep(0.01)
+        return await super().fetchrow(*args, **options)
+
+
+async def test_verification_may_take_longer_than_a_transaction(
+    service: Service, database: asyncpg.Connection, cluster: EmbeddedCluster
+) -> None:
+    """A chain grows for years, and the server ends a transaction of this role after half a minute."""
+    await wait_until_sealed(database, await add_entries(database, new_key(), 10))
+    reader = await asyncpg.connect(role_dsn(cluster, "writer"), connection_class=SlowReader)
+    reader.other = await asyncpg.connect(role_dsn(cluster, "writer"))
+    try:
+        for session in (reader, reader.other):
+            await session.execute("set transaction_timeout = '1s'")
+        report = await verify_audit(reader)
+    finally:
+        await reader.close()
+    assert reader.other.is_closed()
+    assert (report.broken, report.seals > 0) == ([], True)
 
 
 def run_verify(cluster: EmbeddedCluster) -> "subprocess.CompletedProcess[str]":

@@ -87,8 +87,8 @@ async def test_every_example_of_the_page_is_true(service: Service, cluster: Embe
                 assert actual.content == b""
 
 
-def test_page_shows_every_command() -> None:
-    """No command without an example."""
-    shown = {split(request)[0] for request, _ in PAIR.findall(PAGE.read_text(encoding="utf-8"))}
-    shown = {re.sub(r"<\w+>", "{}", one) for one in shown}
-    assert {f"{one.method} {re.sub(r'{.*?}', '{}', one.path)}" for one in ENDPOINTS} <= shown
+def test_page_shows_every_command_with_what_it_answers_when_it_works() -> None:
+    """A refusal alone would leave the reader to guess."""
+    pairs = PAIR.findall(PAGE.read_text(encoding="utf-8"))
+    shown = {(re.sub(r"<\w+>", "{}", split(request)[0]), split(answer)[0]) for request, answer in pairs}
+    assert {(f"{one.method} {re.sub(r'{.*?}', '{}', one.path)}", str(one.success)) for one in ENDPOINTS} <= shown

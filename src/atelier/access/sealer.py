@@ -11,7 +11,7 @@ off shows only to somebody who wrote the newest hash down elsewhere: `audit veri
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +23,17 @@ Execute = Callable[[Executable, dict[str, Any]], Awaitable[Sequence[Any]]]
 """Runs a statement in a transaction that the caller commits."""
 
 _BATCH = 1_000
+# An entry may be two megabytes, and a value of PostgreSQL no more than a gigabyte: a thousand of those, waiting behind
+# a long transaction, would fit in no seal.
+_BATCH_BYTES = 4_000_000
+_SEALS_AT_ONCE = 1_000
 _FIRST = bytes(32)
+_BEFORE_ALL = -(2**63)
 _LOCK = (6386796, 4)
 
 # Every entry as a compact JSON array, with its length before it, one behind the other. The server puts that together:
 # sealing runs in the process of the commands, and a thousand entries are one value there instead of twelve thousand.
+# Without the inner order the planner would dissolve the inner query, and make the text of every entry twice.
 _GATHER = """
 select count(*) as entries, cast((array_agg(xid order by xid, entry_id))[count(*)] as text) as last_xid,
        (array_agg(entry_id order by xid, entry_id))[count(*)] as last_entry_id,
@@ -38,7 +44,18 @@ select count(*) as entries, cast((array_agg(xid order by xid, entry_id))[count(*
                to_json(cast(position as text)), to_json(actor), key_id, to_json(command), to_json(command_key),
                to_json(target), status, coalesce(to_json(before), 'null'), coalesce(to_json(after), 'null')), ']')
                as entry
-          from atelier.audit_entry where {which} order by audit_entry.xid, entry_id limit {limit}) as chosen
+          from {entries} order by xid, entry_id) as chosen
+"""
+# What fits into one seal: as many as begin within so many bytes, hence always one. The two documents are all that
+# makes an entry large, and their lengths are known without fetching them from where large values lie.
+_FITTING = f"""
+(select waiting.*, sum(coalesce(octet_length(before), 0) + coalesce(octet_length(after), 0))
+                   over (order by xid, entry_id rows between unbounded preceding and 1 preceding) as bytes_before
+   from (select * from atelier.audit_entry
+          where (xid, entry_id) > (cast(cast(:xid as text) as xid8), :entry_id)
+            and xid < pg_snapshot_xmin(pg_current_snapshot())
+          order by xid, entry_id limit {_BATCH}) as waiting) as measured
+ where coalesce(bytes_before, 0) < {_BATCH_BYTES}
 """
 
 _TAKE_TURN = text(f"select pg_try_advisory_xact_lock({_LOCK[0]}, {_LOCK[1]}) as is_ours")
@@ -46,11 +63,7 @@ _NEWEST = text("""
 select seal_id, cast(last_xid as text) as last_xid, last_entry_id, hash from audit_seal order by seal_id desc limit 1
 """)
 # Every transaction below the oldest running one has ended: nothing can appear among its entries any more.
-_UNSEALED = text(_GATHER.format(
-    which="""(xid, entry_id) > (cast(cast(:xid as text) as xid8), :entry_id)
-             and xid < pg_snapshot_xmin(pg_current_snapshot())""",
-    limit=_BATCH,
-))  # fmt: skip
+_UNSEALED = text(_GATHER.format(entries=_FITTING))
 # Asked after the entries were found, so their commits lie before it. Nobody has flushed that much perhaps, but whoever
 # sees the seal knows that its own commit, which lies behind, was.
 _WHERE = text("""
@@ -64,13 +77,14 @@ values (:seal_id, cast(cast(:last_xid as text) as xid8), :last_entry_id, :entrie
         :system_id, :timeline, cast(cast(:position as text) as pg_lsn), :hash)
 """)
 
-_SEALS_SQL = """
+_SEALS_SQL = f"""
 select seal_id, last_xid::text as last_xid, last_entry_id, entries, system_id, timeline, position::text as position,
        hash
-  from atelier.audit_seal order by seal_id
+  from atelier.audit_seal where seal_id > $1 order by seal_id limit {_SEALS_AT_ONCE}
 """
 _BETWEEN_SQL = _GATHER.format(
-    which="(xid, entry_id) > ($1::text::xid8, $2) and (xid, entry_id) <= ($3::text::xid8, $4)", limit="all"
+    entries="""atelier.audit_entry
+         where (xid, entry_id) > ($1::text::xid8, $2) and (xid, entry_id) <= ($3::text::xid8, $4)"""
 )
 _BEHIND_SQL = """
 select entry_id from atelier.audit_entry where (xid, entry_id) > ($1::text::xid8, $2) order by xid, entry_id
@@ -123,21 +137,23 @@ async def seal_entries(execute: Execute) -> int:
 
 
 async def verify_audit(connection: "asyncpg.Connection[asyncpg.Record]") -> AuditReport:
-    """Checks the whole chain, seal by seal, on one snapshot. As a role that may read both tables."""
+    """Checks the whole chain, seal by seal, in short transactions. As a role that may read both tables."""
     report = AuditReport()
-    xid, entry_id, link = "0", 0, _FIRST
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
-        async for seal in _read_seals(connection):
+    last_seal_id, xid, entry_id, link = _BEFORE_ALL, "0", 0, _FIRST
+    while seals := await _read_on(connection, last_seal_id, xid, entry_id, report):
+        # One snapshot for all would hold up the vacuum of the whole database, for as long as the chain takes. None is
+        # needed: neither a seal nor an entry that it is over changes any more, and no entry can join them.
+        for seal in seals:
             found = await connection.fetchrow(_BETWEEN_SQL, xid, entry_id, seal["last_xid"], seal["last_entry_id"])
             assert found is not None  # noqa: S101  an aggregate without groups has one row
-            xid, entry_id = seal["last_xid"], seal["last_entry_id"]
             if problem := _judge(report.seals + 1, seal, found, link):
                 report.broken.append(problem)
-            link = seal["hash"]
+            last_seal_id, xid, entry_id, link = (
+                seal[name] for name in ("seal_id", "last_xid", "last_entry_id", "hash")
+            )
             report.seals += 1
             report.entries += found["entries"]
             report.newest_hash = link.hex()
-        report.unsealed = [row["entry_id"] for row in await connection.fetch(_BEHIND_SQL, xid, entry_id)]
     return report
 
 
@@ -162,6 +178,15 @@ def _judge(expected_id: int, seal: asyncpg.Record, found: asyncpg.Record, link: 
     return None
 
 
-async def _read_seals(connection: "asyncpg.Connection[asyncpg.Record]") -> AsyncIterator[asyncpg.Record]:
-    async for seal in connection.cursor(_SEALS_SQL, prefetch=_BATCH):
-        yield seal
+async def _read_on(
+    connection: "asyncpg.Connection[asyncpg.Record]", seal_id: int, xid: str, entry_id: int, report: AuditReport
+) -> list[asyncpg.Record]:
+    """The next seals; behind the last of them none, and what waits for one is noted.
+
+    In one snapshot: what is sealed between the two questions would be told as not sealed.
+    """
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        seals = await connection.fetch(_SEALS_SQL, seal_id)
+        if not seals:
+            report.unsealed = [row["entry_id"] for row in await connection.fetch(_BEHIND_SQL, xid, entry_id)]
+    return seals
