@@ -240,7 +240,8 @@ class AtelierClient:
         if given is not None:
             # An answer contains the token that was sent, or says that its history is lost and gives another one.
             self.token = given if self.token is None or self.token == sent else _later(self.token, given)
-        if response.is_error:
+        # Also when it points elsewhere: that is no service of this kind, and nothing was done.
+        if not response.is_success:
             refused = RefusedError(response)
             raise HistoryLostError(str(refused)) if refused.name == _HISTORY_LOST else refused
         return response

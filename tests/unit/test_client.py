@@ -227,7 +227,7 @@ async def test_refusal_that_the_key_stands_for_settles_every_try(name: str, stat
     assert (caught.value.name, caught.value.status) == (name, status)
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 422])
+@pytest.mark.parametrize("status", [301, 307, 400, 401, 403, 422])
 async def test_first_answer_that_refuses_says_that_nothing_was_done(status: int) -> None:
     """No earlier try is open, so there is nothing else to be known."""
     async with client_of(lambda _request: httpx.Response(status)) as client:
