@@ -60,6 +60,32 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float = 15.0, what: 
         time.sleep(0.01)
 
 
+async def wait_until_commits_wait(dsn: str) -> None:
+    """Waits until commits wait for a standby that does not exist, `synchronous_standby_names` having named it.
+
+    A session knows that setting at once. What a commit goes by is told by the checkpointer, which may be busy.
+    """
+    connection, watching = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
+    try:
+        await connection.execute("set synchronous_commit = on")
+        waits = "select wait_event = 'SyncRep' from pg_stat_activity where pid = $1"
+        pid = connection.get_server_pid()
+        async with asyncio.timeout(30):
+            committing = asyncio.create_task(connection.execute("select pg_logical_emit_message(true, 'test', '')"))
+            while not await watching.fetchval(waits, pid):
+                if committing.done():
+                    await committing
+                    committing = asyncio.create_task(
+                        connection.execute("select pg_logical_emit_message(true, 'test', '')")
+                    )
+                await asyncio.sleep(0.01)
+            await watching.execute("select pg_cancel_backend($1)", pid)
+            await committing
+    finally:
+        for one in (connection, watching):
+            one.terminate()
+
+
 def find_free_port() -> int:
     """Asks the kernel for a free port."""
     with socket.socket() as probe:

@@ -24,7 +24,7 @@ from atelier.topology.state import NodeState, Observation
 from tests.conftest import ClusterFactory
 from tests.fixtures.reading import Reading, Shop, flicker, make_settings, open_reading, open_shop, with_ports
 from tests.fixtures.tcp_proxy import open_proxy
-from tests.support import running_cluster
+from tests.support import running_cluster, wait_until_commits_wait
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
@@ -314,6 +314,7 @@ async def test_a_commit_that_waits_for_a_standby_is_not_hidden_by_the_primary(pa
         _, sku_id = await shop.make_sku()
         # A standby of this name does not exist, so the commit is flushed and replayed, and does not end by itself.
         await wait_for_standby(admin, "nobody")
+        await wait_until_commits_wait(pair.superuser_dsn("pg1"))
         commit = asyncio.create_task(shop.set_stock(sku_id, 3))
         try:
             async with asyncio.timeout(10):

@@ -29,7 +29,7 @@ from tests.commands.writing import (
     open_writes,
     settings_of,
 )
-from tests.support import role_dsn, running_cluster
+from tests.support import role_dsn, running_cluster, wait_until_commits_wait
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
@@ -46,16 +46,25 @@ def own(soak_round: int) -> Iterator[EmbeddedCluster]:
 
 async def configure(cluster: EmbeddedCluster, standbys: str, durability: str = "on") -> None:
     """Sets which standbys a commit waits for, and for what of them, on every node alike; new sessions have it then."""
+    if standbys:
+        # From one name to others there is no moment at which a commit waits for none.
+        await set_standbys(cluster, cluster.primary.name, "nobody", durability)
+        await wait_until_commits_wait(cluster.superuser_dsn(cluster.primary.name))
     for node in cluster.nodes:
-        admin = await asyncpg.connect(cluster.superuser_dsn(node))
-        await admin.execute(f"alter system set synchronous_standby_names = '{standbys}'")
-        await admin.execute(f"alter system set synchronous_commit = '{durability}'")
-        await admin.execute("select pg_reload_conf()")
-        wanted = [standbys, durability]
-        async with asyncio.timeout(10):
-            while await show(cluster, node) != wanted:
-                await asyncio.sleep(0.01)
-        await admin.close()
+        await set_standbys(cluster, node, standbys, durability)
+
+
+async def set_standbys(cluster: EmbeddedCluster, node: str, standbys: str, durability: str) -> None:
+    """The same on one node."""
+    admin = await asyncpg.connect(cluster.superuser_dsn(node))
+    await admin.execute(f"alter system set synchronous_standby_names = '{standbys}'")
+    await admin.execute(f"alter system set synchronous_commit = '{durability}'")
+    await admin.execute("select pg_reload_conf()")
+    wanted = [standbys, durability]
+    async with asyncio.timeout(10):
+        while await show(cluster, node) != wanted:
+            await asyncio.sleep(0.01)
+    await admin.close()
 
 
 async def show(cluster: EmbeddedCluster, node: str) -> list[str]:
