@@ -52,7 +52,11 @@ async def follow(http: httpx.AsyncClient, after: str | None = None) -> AsyncIter
 
 
 async def next_about(events: Events, **wanted: int) -> Event:
-    """The next event about something; others may write at the same time."""
+    """The next event about something; others may write at the same time.
+
+    A stream begins where its replica stands, so that one that lags tells of what was before: name the version too where
+    that would make a difference.
+    """
     async with asyncio.timeout(15):
         while True:
             event = await events.next()

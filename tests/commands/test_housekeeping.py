@@ -124,7 +124,9 @@ async def test_old_changes_are_pruned_from_the_low_end_and_their_ids_expire(
     async with follow(shop.http) as events:
         for _ in range(4):
             await shop.adjust(sku_id, 1)
-        first, second, third, fourth = [await next_about(events, sku_id=sku_id) for _ in range(4)]
+        first, second, third, fourth = [
+            await next_about(events, sku_id=sku_id, version=version) for version in range(2, 6)
+        ]
     await as_superuser(
         cluster,
         "update atelier.outbox set at = at - interval '3 hours' where position <= $1",
