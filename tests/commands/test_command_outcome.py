@@ -19,7 +19,7 @@ from atelier.writes import dispatch
 from atelier.writes.commands import AdjustStock
 from atelier.writes.dispatch import Dispatcher
 from atelier.writes.envelope import Receipt
-from atelier.writes.failures import ConflictError, ConnectionLostError, translate
+from atelier.writes.failures import ConflictError, ConnectionLostError, DataRefusedError, translate
 from atelier.writes.idempotency import InFlight, claim_keys
 from atelier.writes.inventory import change_stock
 from atelier.writes.primary import PrimaryGateway
@@ -416,6 +416,14 @@ def test_server_that_cannot_work_any_more_is_a_lost_one(code: str) -> None:
     error = asyncpg.PostgresError("")
     error.sqlstate = code
     assert isinstance(translate(error), ConnectionLostError)
+
+
+@pytest.mark.parametrize("code", ["22021", "23514", "54000"])
+def test_data_that_the_server_takes_from_nobody_is_no_reason_to_try_again(code: str) -> None:
+    """A bad character, a constraint, a limit: the order it came with is refused, its neighbours are not."""
+    error = asyncpg.PostgresError("")
+    error.sqlstate = code
+    assert isinstance(translate(error), DataRefusedError)
 
 
 @pytest.mark.parametrize("code", ["53000", "53100", "53200", "53300", "53400"])
