@@ -5,21 +5,22 @@ with `make_cluster`. Tests of replicas must commit, so they keep apart by random
 """
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
+from inspect import iscoroutinefunction
 from threading import Timer
 from typing import Any
 
 import pytest
 
 from atelier.embedded.cluster import EmbeddedCluster
-from tests.hanging import print_tasks
+from tests.hanging import bound, print_tasks
 from tests.support import Service, find_free_port, running_cluster, running_service
 
 ClusterFactory = Callable[..., EmbeddedCluster]
 
-# Before a test's time is over, so that one that hangs still shows where.
-HANGING_S = 150
+# So long before a test's time is over it shows where it hangs, and a little later, if it is a coroutine, it ends.
+SHOWN_BEFORE_S, ENDED_BEFORE_S = 30, 10
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,10 +46,24 @@ def soak_round(request: pytest.FixtureRequest) -> int:
     return int(getattr(request, "param", 0))
 
 
+def time_of(test: pytest.Item) -> float:
+    """How many seconds a test has."""
+    marker = test.get_closest_marker("timeout")
+    return float(marker.args[0] if marker else test.config.getini("timeout"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Bounds a test that is a coroutine."""
+    if iscoroutinefunction(pyfuncitem.obj):
+        pyfuncitem.obj = bound(pyfuncitem.obj, time_of(pyfuncitem) - ENDED_BEFORE_S)
+    return (yield)
+
+
 @pytest.fixture(autouse=True)
-def tell_where_it_hangs() -> Iterator[None]:
+def tell_where_it_hangs(request: pytest.FixtureRequest) -> Iterator[None]:
     """Prints what every task of a test waits for, shortly before the test's time is over."""
-    timer = Timer(HANGING_S, print_tasks)
+    timer = Timer(time_of(request.node) - SHOWN_BEFORE_S, print_tasks)
     timer.daemon = True
     timer.start()
     yield

@@ -66,21 +66,22 @@ async def wait_until_commits_wait(dsn: str) -> None:
     A session knows that setting at once. What a commit goes by is told by the checkpointer, which may be busy.
     """
     connection, watching = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
+    pid, has_waited = connection.get_server_pid(), False
+
+    async def commit_until_one_waits() -> None:
+        while not has_waited:
+            await connection.execute("select pg_logical_emit_message(true, 'test', '')")
+
     try:
         await connection.execute("set synchronous_commit = on")
-        waits = "select wait_event = 'SyncRep' from pg_stat_activity where pid = $1"
-        pid = connection.get_server_pid()
-        async with asyncio.timeout(30):
-            committing = asyncio.create_task(connection.execute("select pg_logical_emit_message(true, 'test', '')"))
-            while not await watching.fetchval(waits, pid):
-                if committing.done():
-                    await committing
-                    committing = asyncio.create_task(
-                        connection.execute("select pg_logical_emit_message(true, 'test', '')")
-                    )
-                await asyncio.sleep(0.01)
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            group.create_task(commit_until_one_waits())
+            while not has_waited:
+                has_waited = await watching.fetchval(
+                    "select wait_event is not distinct from 'SyncRep' from pg_stat_activity where pid = $1", pid
+                )
+            # Not before that is known: or another commit would follow the one that is let go, and wait for ever.
             await watching.execute("select pg_cancel_backend($1)", pid)
-            await committing
     finally:
         for one in (connection, watching):
             one.terminate()

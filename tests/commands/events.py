@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 
+from tests.commands.conftest import Shop
+
 
 @dataclass(frozen=True)
 class Event:
@@ -49,6 +51,14 @@ async def follow(http: httpx.AsyncClient, after: str | None = None) -> AsyncIter
     async with http.stream("GET", "/changes", headers=headers) as response:
         assert response.status_code == 200, await response.aread()
         yield Events(response)
+
+
+async def change_and_follow(shop: Shop, sku_id: int, times: int) -> list[Event]:
+    """Changes a SKU that nobody has changed yet, again and again; gives what was announced of that."""
+    async with follow(shop.http) as events:
+        for _ in range(times):
+            await shop.adjust(sku_id, 1)
+        return [await next_about(events, sku_id=sku_id, version=version) for version in range(2, 2 + times)]
 
 
 async def next_about(events: Events, **wanted: int) -> Event:

@@ -55,7 +55,7 @@ async def configure(cluster: EmbeddedCluster, standbys: str, durability: str = "
 
 
 async def set_standbys(cluster: EmbeddedCluster, node: str, standbys: str, durability: str) -> None:
-    """The same on one node."""
+    """Sets it on one node, and waits until new sessions have it."""
     admin = await asyncpg.connect(cluster.superuser_dsn(node))
     await admin.execute(f"alter system set synchronous_standby_names = '{standbys}'")
     await admin.execute(f"alter system set synchronous_commit = '{durability}'")

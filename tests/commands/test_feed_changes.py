@@ -10,7 +10,7 @@ import pytest
 
 from atelier.embedded.cluster import EmbeddedCluster
 from tests.commands.conftest import Shop, product, style, wait_until_blocked
-from tests.commands.events import Events, follow, next_about
+from tests.commands.events import Events, change_and_follow, follow, next_about
 from tests.conftest import ClusterFactory
 from tests.support import role_dsn
 
@@ -65,10 +65,7 @@ async def test_reconnecting_behind_an_event_misses_and_repeats_nothing(shop: Sho
 async def test_address_can_name_the_event_to_go_on_behind_as_the_header_does(shop: Shop) -> None:
     """From each of six events, by `after` as by `Last-Event-ID`: all that follow, each once, and under the same ids."""
     [sku_id] = await shop.stocked(0)
-    async with follow(shop.http) as events:
-        for _ in range(6):
-            await shop.adjust(sku_id, 1)
-        told = [await next_about(events, sku_id=sku_id, version=version) for version in range(2, 8)]
+    told = await change_and_follow(shop, sku_id, 6)
     for index, event in enumerate(told[:-1]):
         async with follow(shop.http, event.id) as by_header, follow_url(shop, f"/changes?after={event.id}") as by_url:
             stories = [await read_positions(events, until=told[-1].id) for events in (by_header, by_url)]
@@ -80,10 +77,7 @@ async def test_address_can_name_the_event_to_go_on_behind_as_the_header_does(sho
 async def test_header_wins_over_the_event_that_the_address_names(shop: Shop) -> None:
     """A browser that reconnects sends the address that it began with, and where it has come to in the header."""
     [sku_id] = await shop.stocked(0)
-    async with follow(shop.http) as events:
-        for _ in range(4):
-            await shop.adjust(sku_id, 1)
-        told = [await next_about(events, sku_id=sku_id, version=version) for version in range(2, 6)]
+    told = await change_and_follow(shop, sku_id, 4)
     for header, address, following in ((2, 0, 3), (0, 2, 1)):
         url, headers = f"/changes?after={told[address].id}", {"Last-Event-ID": told[header].id}
         async with follow_url(shop, url, headers) as events:

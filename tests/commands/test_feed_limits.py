@@ -28,7 +28,7 @@ from atelier.token import CausalToken, History, TokenKeys
 from atelier.topology.monitor import TopologyMonitor
 from atelier.topology.sources import StaticNodes
 from tests.commands.conftest import Shop
-from tests.commands.events import Event, follow, next_about
+from tests.commands.events import Event, change_and_follow, follow, next_about
 from tests.commands.writing import settings_of
 from tests.support import Service
 
@@ -164,12 +164,7 @@ async def read_up_to(shop: Shop, after: str, sku_id: int, version: int) -> list[
 async def test_subscriber_from_long_ago_may_catch_up_at_its_own_pace(shop: Shop, cluster: EmbeddedCluster) -> None:
     """Being behind is no fault of who was never up to date: it reads from the table, and is not cut."""
     [sku_id] = await shop.stocked(0)
-    async with follow(shop.http) as events:
-        await shop.adjust(sku_id, 1)
-        first = await next_about(events, sku_id=sku_id, version=2)
-        for _ in range(30):
-            await shop.adjust(sku_id, 1)
-        await next_about(events, sku_id=sku_id, version=32)
+    first, *_ = await change_and_follow(shop, sku_id, 31)
     async with open_feed(cluster, behind=10) as feed, aclosing(feed.follow(await feed.find_start(first.id))) as chunks:
         await anext(chunks)
         await until(lambda: feed._tail.head is not None)
@@ -181,12 +176,7 @@ async def test_read_that_no_node_answered_does_not_make_a_subscriber_up_to_date(
 ) -> None:
     """One statement fails while it catches up from long ago: it is asked again at once, and the subscriber not cut."""
     [sku_id] = await shop.stocked(0)
-    async with follow(shop.http) as events:
-        await shop.adjust(sku_id, 1)
-        first = await next_about(events, sku_id=sku_id, version=2)
-        for _ in range(30):
-            await shop.adjust(sku_id, 1)
-        await next_about(events, sku_id=sku_id, version=32)
+    first, *_ = await change_and_follow(shop, sku_id, 31)
     async with (
         open_feed(cluster, behind=10, heartbeat_s=5.0) as feed,
         aclosing(feed.follow(await feed.find_start(first.id))) as chunks,
@@ -326,10 +316,7 @@ async def test_subscriber_that_the_pruning_overtakes_is_told_so(
     """It catches up, two at a time, and what comes next is gone: a last event says so, and nothing is passed over."""
     monkeypatch.setattr(tail, "BATCH", 2)
     [sku_id] = await shop.stocked(0)
-    async with follow(shop.http) as events:
-        for _ in range(8):
-            await shop.adjust(sku_id, 1)
-        told = [await next_about(events, sku_id=sku_id, version=version) for version in range(2, 10)]
+    told = await change_and_follow(shop, sku_id, 8)
     async with open_feed(cluster) as feed, aclosing(feed.follow(await feed.find_start(told[0].id))) as chunks:
         await anext(chunks)
         seen = read_events(await anext(chunks))

@@ -15,7 +15,7 @@ from atelier.writes.policy import WritePolicy
 from atelier.writes.primary import PrimaryGateway
 from atelier.writes.unit_of_work import UnitOfWork
 from tests.commands.conftest import Shop, new_key
-from tests.commands.events import follow, next_about
+from tests.commands.events import change_and_follow, follow, next_about
 from tests.commands.writing import open_gateway, open_writes, settings_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
@@ -121,12 +121,7 @@ async def test_old_changes_are_pruned_from_the_low_end_and_their_ids_expire(
 ) -> None:
     """By age and in batches; an id behind which something is gone is 410, the next one goes on without a gap."""
     [sku_id] = await shop.stocked(0)
-    async with follow(shop.http) as events:
-        for _ in range(4):
-            await shop.adjust(sku_id, 1)
-        first, second, third, fourth = [
-            await next_about(events, sku_id=sku_id, version=version) for version in range(2, 6)
-        ]
+    first, second, third, fourth = await change_and_follow(shop, sku_id, 4)
     await as_superuser(
         cluster,
         "update atelier.outbox set at = at - interval '3 hours' where position <= $1",

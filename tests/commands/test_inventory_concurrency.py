@@ -266,7 +266,7 @@ async def test_control_locks_in_another_order_do_deadlock(
 ) -> None:
     """The hunt above would catch a wrong order: the server counts deadlocks, and nothing is oversold all the same."""
     break_order(monkeypatch)
-    skus = await shop.stocked(*[50_000] * 3, 50_000)
+    skus = await shop.stocked(*[50_000] * 4)
     before = await count_deadlocks(database)
     watching = await asyncpg.connect(role_dsn(cluster, "writer"))
     async with open_writes(settings_of(cluster), CROWDED) as one:

@@ -63,6 +63,13 @@ async def connect(url: URL) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]
         connection.terminate()
 
 
+async def until(watcher: "asyncpg.Connection[asyncpg.Record]", question: str) -> None:
+    """Waits until the server says yes."""
+    async with asyncio.timeout(10):
+        while not await watcher.fetchval(question):
+            await asyncio.sleep(0.01)
+
+
 async def run(url: URL, said: list[str] | None = None, within_s: float = 20) -> str:
     """Migrates, collecting what is said."""
     return await migrate(url, clock=time.monotonic, within_s=within_s, say=(said if said is not None else []).append)
@@ -90,9 +97,7 @@ async def test_migration_gives_way_to_a_lock_and_comes_back(empty_schema: URL) -
     async with connect(empty_schema) as holder, connect(empty_schema) as watcher:
         await holder.execute("begin; lock table alembic_version in access exclusive mode")
         migrating = asyncio.create_task(run(empty_schema))
-        async with asyncio.timeout(10):
-            while not await watcher.fetchval("select count(*) from pg_locks where not granted"):
-                await asyncio.sleep(0.01)
+        await until(watcher, "select exists (select from pg_locks where not granted)")
         await holder.execute("commit")
         assert await migrating
 
@@ -104,13 +109,11 @@ async def test_migration_that_waits_in_a_circle_gives_way_and_comes_back(empty_s
     async with connect(empty_schema) as holder, connect(empty_schema) as watcher:
         await holder.execute("begin; lock table stock in row exclusive mode")
         migrating = asyncio.create_task(run(empty_schema))
-        async with asyncio.timeout(10):
-            while not await watcher.fetchval("select count(*) from pg_locks where not granted"):
-                await asyncio.sleep(0.01)
+        await until(watcher, "select exists (select from pg_locks where not granted)")
         await holder.execute("lock table style in row exclusive mode")
         await holder.execute("commit")
         assert await migrating == newest
-        assert await watcher.fetchval("select deadlocks from pg_stat_database where datname = current_database()")
+        await until(watcher, "select deadlocks > 0 from pg_stat_database where datname = current_database()")
 
 
 async def test_migrating_a_server_that_is_not_there_is_one_clear_error() -> None:
