@@ -34,19 +34,27 @@ class Alarms:
 
     def __init__(self) -> None:
         """Starts nothing."""
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._open: set[Alarm] = set()
         self._looks_at_s = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
     def set(self, within_s: float, ring: Callable[[], object]) -> Alarm:
         """Has something called in so many seconds; `ring` must be quick, and never raise."""
-        loop = asyncio.get_running_loop()
+        loop = self.loop
         due_s = loop.time() + within_s
         alarm = Alarm(self, due_s, ring)
         self._open.add(alarm)
         if due_s < self._looks_at_s:
             self._look_at(due_s, loop)
         return alarm
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop; kept, because before Python 3.12 asking which one is running is a system call."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
 
     def forget(self, alarm: Alarm) -> None:
         """What `Alarm.cancel` does. The timer stays, and finds nothing or the next."""
@@ -63,7 +71,7 @@ class Alarms:
         self._timer = loop.call_at(due_s, self._look)
 
     def _look(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self.loop
         self._timer, self._looks_at_s = None, math.inf
         until_s = loop.time() + _TOGETHER_S
         due = [alarm for alarm in self._open if alarm.due_s <= until_s]
@@ -88,7 +96,7 @@ class Bound:
 
     def __enter__(self) -> None:
         """Begins."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._alarms.loop)
         if task is None:
             raise RuntimeError("a bound is for a task")
         self._task, self._before = task, task.cancelling()

@@ -8,6 +8,7 @@ import pytest
 
 from atelier.deadline import Deadline
 from atelier.errors import OutcomeUnknownError, OverloadedError
+from atelier.writes import combine
 from atelier.writes.combine import Combiner, QueueLimits
 
 pytestmark = [pytest.mark.anyio, pytest.mark.soak]
@@ -69,18 +70,19 @@ async def test_what_arrives_meanwhile_goes_together_in_arrival_order() -> None:
     assert [str(result) for result in results] == ["A", "B", "bad", "C"]
 
 
-async def test_who_was_answered_together_is_carried_out_together_again() -> None:
-    """They come back one a turn of the loop: the first of them is not carried out alone while the others arrive."""
+async def test_who_was_answered_together_is_carried_out_together_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come back one by one: the lane waits for the last of them, and not a moment longer."""
+    monkeypatch.setattr(combine, "_GATHER_S", 60.0)
     work = Work()
     work.gate.clear()
 
     async def come_back(turns: int) -> None:
         await combiner.submit(f"first{turns}", soon())
-        for _ in range(turns):
+        for _ in range(20 * turns):
             await asyncio.sleep(0)
         await combiner.submit(f"again{turns}", soon())
 
-    async with Combiner(work, LIMITS, clock=time.monotonic) as combiner:
+    async with asyncio.timeout(10), Combiner(work, LIMITS, clock=time.monotonic) as combiner:
         ahead = asyncio.create_task(combiner.submit("ahead", soon()))
         await until(lambda: work.batches)
         tasks = [asyncio.create_task(come_back(turns)) for turns in range(10)]
@@ -88,6 +90,36 @@ async def test_who_was_answered_together_is_carried_out_together_again() -> None
         work.gate.set()
         await asyncio.gather(ahead, *tasks)
     assert [len(batch) for batch in work.batches] == [1, 10, 10]
+
+
+async def test_no_more_are_waited_for_than_the_next_batch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full batch goes at once, whoever else was answered."""
+    monkeypatch.setattr(combine, "_GATHER_S", 60.0)
+    work = Work()
+    async with asyncio.timeout(10), Combiner(work, LIMITS, clock=time.monotonic) as combiner:
+        await asyncio.gather(*(combiner.submit(str(number), soon()) for number in range(16)))
+        await asyncio.gather(*(combiner.submit(str(number), soon()) for number in range(32)))
+    assert [len(batch) for batch in work.batches] == [16, 16, 16]
+
+
+async def test_who_does_not_come_back_is_not_waited_for() -> None:
+    """Ten were answered together, and one came back: it is carried out alone."""
+    work = Work()
+    async with Combiner(work, LIMITS, clock=time.monotonic) as combiner:
+        await asyncio.gather(*(combiner.submit(str(number), soon()) for number in range(10)))
+        assert await combiner.submit("one", soon(5)) == "ONE"
+    assert work.batches[-1] == ["one"]
+
+
+async def test_closing_waits_for_nobody_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does anything that is queued."""
+    monkeypatch.setattr(combine, "_GATHER_S", 60.0)
+    work = Work()
+    async with asyncio.timeout(10), Combiner(work, LIMITS, clock=time.monotonic) as combiner:
+        await asyncio.gather(*(combiner.submit(str(number), soon()) for number in range(10)))
+        last = asyncio.create_task(combiner.submit("last", soon()))
+        await until(lambda: combiner.waiting)
+    assert await last == "LAST"
 
 
 async def test_interactive_goes_before_bulk() -> None:

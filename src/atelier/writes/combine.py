@@ -1,7 +1,7 @@
 """Gathers what arrives while others are being carried out, and hands it over in batches. Knows nothing of commands.
 
 A lone item is never delayed: it waits for no company, only for a free lane. Batches form because the lanes are busy,
-and stay because who was answered together is let come back together.
+and stay because who was answered together is let come back together, for some milliseconds.
 """
 
 import asyncio
@@ -24,12 +24,11 @@ _SMALLEST_BATCH = 32
 # A second lane leaves what waits to the first one for this long, because one batch of all costs less than two of half;
 # then it helps: the first one may stand before a lock.
 _PATIENCE_S = 0.02
-# Who was answered together comes back together. After a batch of so many the lane waits as long as items keep coming,
-# one in so many seconds, and no longer than so many times that: or the first to come back would be carried out alone,
-# at the price of a transaction, while the others wait for it.
+# Who was answered together comes back together. After a batch of so many the lane waits for as many to be there, no
+# longer than so many seconds: it would carry out the first ones to come back at the price of a transaction, while the
+# others wait for it.
 _COMPANY = 8
-_GAP_S = 0.001
-_MOST_GAPS = 10
+_GATHER_S = 0.01
 _LAST_WORD_S = 0.2
 # Answers to so many are formed in one turn of the event loop. With all of a batch in one turn, another lane's statement
 # that has come back would wait for all of them, and the database with it.
@@ -49,7 +48,7 @@ class _Ticket(Generic[Item, Result]):
         if self.future.done():
             return
         if self.is_started:
-            asyncio.get_running_loop().call_later(_LAST_WORD_S, self.give_up_for_good)
+            self.future.get_loop().call_later(_LAST_WORD_S, self.give_up_for_good)
         else:
             self.future.set_exception(OverloadedError())
 
@@ -122,6 +121,7 @@ class Combiner(Generic[Item, Result]):
         self._interactive: deque[_Ticket[Item, Result]] = deque()
         self._bulk: deque[_Ticket[Item, Result]] = deque()
         self._free: deque[asyncio.Future[None]] = deque()
+        self._gatherings: dict[asyncio.Future[None], int] = {}
         self._lanes: list[asyncio.Task[None]] = []
         self._alarms = Alarms()
         self._is_closing = False
@@ -136,6 +136,7 @@ class Combiner(Generic[Item, Result]):
     async def __aexit__(self, *_: object) -> None:
         """Takes nothing more, finishes what is queued, closes the lanes."""
         self._is_closing = True
+        self._end_gatherings()
         while self._free:
             self._wake_one()
         await asyncio.gather(*self._lanes)
@@ -165,10 +166,12 @@ class Combiner(Generic[Item, Result]):
         """
         if self._is_closing or not self._has_room(is_bulk=is_bulk):
             raise OverloadedError
-        ticket: _Ticket[Item, Result] = _Ticket(item, asyncio.get_running_loop().create_future())
+        ticket: _Ticket[Item, Result] = _Ticket(item, self._alarms.loop.create_future())
         queue = self._bulk if is_bulk else self._interactive
         queue.append(ticket)
         self._wake_one()
+        if self._gatherings:
+            self._end_gatherings()
         alarm = self._alarms.set(deadline.remaining_s(), ticket.give_up)
         try:
             # Who stops waiting takes nothing away from a batch that is under way: that is the lane's.
@@ -209,23 +212,29 @@ class Combiner(Generic[Item, Result]):
                 continue
             started_s = self._clock()
             self._running += 1
-            await self._carry_out(batch)
+            results = await self._carry_out(batch)
+            expected = self.waiting + len(batch)
+            await self._answer(batch, results)
             self._size.learn(len(batch), self._clock() - started_s)
             if len(batch) >= _COMPANY:
-                await self._let_gather()
+                await self._let_gather(expected)
             self._running -= 1
             finished, self._finished = self._finished, asyncio.Event()
             finished.set()
 
-    async def _let_gather(self) -> None:
-        """Waits while items keep coming and there is room for them in the next batch."""
-        for _ in range(_MOST_GAPS):
-            before = self.waiting
-            if before >= self._size.now or self._is_closing:
-                return
-            await asyncio.sleep(_GAP_S)
-            if self.waiting == before:
-                return
+    async def _let_gather(self, expected: int) -> None:
+        """Waits until so many are there, or as many as the next batch has room for; not for long."""
+        complete: asyncio.Future[None] = self._alarms.loop.create_future()
+        self._gatherings[complete] = min(self._size.now, expected)
+        self._end_gatherings()
+        await asyncio.wait((complete,), timeout=_GATHER_S)
+        del self._gatherings[complete]
+
+    def _end_gatherings(self) -> None:
+        """Lets those lanes go on whose items are there; all of them when the combiner closes."""
+        for complete, wanted in self._gatherings.items():
+            if (self._is_closing or self.waiting >= wanted) and not complete.done():
+                complete.set_result(None)
 
     async def _leave_it_to_others(self) -> None:
         """Waits until a lane that is busy now is free, and takes what waits; not for long."""
@@ -247,17 +256,19 @@ class Combiner(Generic[Item, Result]):
                 batch.append(ticket)
         return batch
 
-    async def _carry_out(self, batch: list[_Ticket[Item, Result]]) -> None:
-        """Settles every ticket, whatever happens: a lane never dies and nobody waits for ever."""
-        results: Sequence[Result | Exception]
+    async def _carry_out(self, batch: list[_Ticket[Item, Result]]) -> Sequence[Result | Exception]:
+        """A result for every ticket, whatever happens: a lane never dies and nobody waits for ever."""
         try:
-            results = await self._run([ticket.item for ticket in batch])
+            return await self._run([ticket.item for ticket in batch])
         except asyncio.CancelledError:
             # A driver lets the cancellation of something of its own escape when a connection is cut under it. Nobody
             # cancels a lane: what it carried is what is not known.
-            results = [OutcomeUnknownError()] * len(batch)
+            return [OutcomeUnknownError()] * len(batch)
         except Exception as error:  # noqa: BLE001  it goes to those who wait
-            results = [error] * len(batch)
+            return [error] * len(batch)
+
+    async def _answer(self, batch: list[_Ticket[Item, Result]], results: Sequence[Result | Exception]) -> None:
+        """Settles every ticket."""
         for index, (ticket, result) in enumerate(zip(batch, results, strict=True)):
             if index and index % _ANSWERED_TOGETHER == 0:
                 await asyncio.sleep(0)

@@ -30,6 +30,8 @@ def check_media_type(header: str | None, allowed: frozenset[str]) -> None:
     Raises:
         ProblemError: `unsupported-media-type`, with `Accept` naming what is taken.
     """
+    if header in allowed:
+        return
     media_type, _, parameters = (header or "").partition(";")
     foreign_charset = "charset" in parameters.lower() and not _CHARSET.search(parameters)
     if media_type.strip().lower() in allowed and not foreign_charset:
@@ -120,9 +122,10 @@ def parse_if_match(text: str | None) -> VersionMatch:
 
 def fingerprint(method: str, path: str, query: str, *, if_match: str | None, body: object) -> bytes:
     """What makes two requests the same: SHA-256 over method, path, query, `If-Match` and the **parsed** body."""
-    parts = (method, path, query, "" if if_match is None else f"={if_match}")
-    named = "".join(f"{len(part)}:{part}" for part in parts).encode("utf-8", "surrogateescape")
-    return hashlib.sha256(named if body is None else named + msgspec.json.encode(body)).digest()
+    match = "" if if_match is None else f"={if_match}"
+    named = f"{len(method)}:{method}{len(path)}:{path}{len(query)}:{query}{len(match)}:{match}"
+    raw = named.encode("utf-8", "surrogateescape")
+    return hashlib.sha256(raw if body is None else raw + msgspec.json.encode(body)).digest()
 
 
 def _refuse_field(message: str) -> ProblemError:

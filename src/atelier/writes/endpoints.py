@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from atelier.http import parse_id
 from atelier.writes import commands as c
 from atelier.writes.commands import Command, VersionMatch
@@ -16,8 +18,7 @@ INVENTORY = "inventory:write"
 CATALOGUE = "catalogue:write"
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(msgspec.Struct, frozen=True):
     """A request, taken apart and checked.
 
     Attributes:

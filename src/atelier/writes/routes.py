@@ -4,14 +4,15 @@ Bodies and headers are read by hand (see `atelier.writes.decode`); the framework
 """
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http import HTTPStatus
+from types import TracebackType
 from typing import Any
 
 import msgspec
-from litestar import HttpMethod, Request, Response, get, route
+from litestar import HttpMethod, Request, get, route
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Receive
 
@@ -109,7 +110,7 @@ async def carry_out(writes: Writes, endpoint: Endpoint, request: Incoming) -> Se
     """
     deadline = writes.service.deadline()
     actor, headers = await _admit(writes, headers_of(request.scope), deadline)
-    with _telling(headers):
+    with _Telling(headers):
         require(actor, endpoint.scope)
         order = await _read_order(writes, endpoint, request, actor, deadline)
         receipt = await writes.service.submit(order)
@@ -119,10 +120,10 @@ async def carry_out(writes: Writes, endpoint: Endpoint, request: Incoming) -> Se
 
 def _make_resolver(writes: Writes) -> HTTPRouteHandler:
     @get("/commands/{key:str}", summary="What became of a command")
-    async def resolve(request: Request[Any, Any, Any]) -> Response[bytes]:
+    async def resolve(request: Request[Any, Any, Any]) -> ASGIApp:
         deadline = writes.service.deadline()
         actor, headers = await _admit(writes, headers_of(request.scope), deadline)
-        with _telling(headers):
+        with _Telling(headers):
             key = check_key(request.path_params["key"], required=True)
             writes.service.note_use(actor)
             receipt = await writes.service.resolve(actor.name, key or "", deadline)
@@ -130,8 +131,7 @@ def _make_resolver(writes: Writes) -> HTTPRouteHandler:
             "status": receipt.outcome.status,
             "body": msgspec.Raw(receipt.outcome.body) if receipt.outcome.body else None,
         })  # fmt: skip
-        headers |= _token_headers(writes.keys, receipt)
-        return Response(body, headers=headers, media_type="application/json")
+        return _send(HTTPStatus.OK, headers, writes.keys.seal(receipt.token), body)
 
     return resolve
 
@@ -147,16 +147,24 @@ async def _admit(writes: Writes, asked: RequestHeaders, deadline: Deadline) -> t
     return actor, writes.limiter.take(actor.key_id)
 
 
-@contextmanager
-def _telling(headers: Mapping[str, str]) -> Iterator[None]:
+class _Telling:
     """A refusal has counted against the rate as well, and tells what is left of it."""
-    try:
-        yield
-    except AtelierError as error:
-        problem = to_problem(error) if headers else None
-        if problem is None:
-            raise
-        raise problem.with_headers(headers) from error
+
+    __slots__ = ("_headers",)
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._headers = headers
+
+    def __enter__(self) -> None:
+        """Begins what may be refused."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Adds the headers, where there are any, to a refusal."""
+        problem = to_problem(error) if self._headers and isinstance(error, AtelierError) else None
+        if problem is not None:
+            raise problem.with_headers(self._headers) from error
 
 
 async def _read_order(
@@ -206,16 +214,24 @@ def _note(notes: dict[str, Any], receipt: Receipt) -> None:
 
 def _answer(keys: TokenKeys, receipt: Receipt, headers: dict[str, str]) -> Sent:
     outcome = receipt.outcome
-    named = {**outcome.headers, **headers, **_token_headers(keys, receipt)}
+    named = {**outcome.headers, **headers}
     if receipt.is_replay:
         named["Idempotency-Replayed"] = "true"
-    sent = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in named.items()]
-    if outcome.status != HTTPStatus.NO_CONTENT:
-        media_type = MEDIA_TYPE if outcome.status >= 400 else "application/json"
-        sent += describe_body(media_type, outcome.body)
-    return Sent(outcome.status, sent, outcome.body)
+    return _send(outcome.status, named, keys.seal(receipt.token), outcome.body)
 
 
-def _token_headers(keys: TokenKeys, receipt: Receipt) -> dict[str, str]:
-    token = keys.seal(receipt.token)
-    return {TOKEN_HEADER: token, "Set-Cookie": SET_TOKEN_COOKIE.format(token), "Cache-Control": "no-store"}
+def _send(status: int, headers: Mapping[str, str], token: str, body: bytes) -> Sent:
+    sent = [*_encode(headers), *_carry(token)]
+    if status != HTTPStatus.NO_CONTENT:
+        sent += describe_body(MEDIA_TYPE if status >= 400 else "application/json", body)
+    return Sent(status, sent, body)
+
+
+@lru_cache(maxsize=64)
+def _carry(token: str) -> list[tuple[bytes, bytes]]:
+    """The headers with a token; all answers of a batch have the same."""
+    return _encode({TOKEN_HEADER: token, "Set-Cookie": SET_TOKEN_COOKIE.format(token), "Cache-Control": "no-store"})
+
+
+def _encode(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

@@ -259,7 +259,10 @@ def _find_pending(room: Room, reservation_id: int) -> Hold | Refused:
 
 
 def _refuse_unknown(room: Room, sku_ids: Iterable[int]) -> Refused | None:
-    return next((_unknown_sku(sku_id) for sku_id in sku_ids if sku_id not in room.shelves), None)
+    for sku_id in sku_ids:
+        if sku_id not in room.shelves:
+            return _unknown_sku(sku_id)
+    return None
 
 
 def _unknown_sku(sku_id: int) -> Refused:
