@@ -12,6 +12,7 @@ of every row, so that nobody does; so it is in a service, too, whose checkpoints
 import http.client
 import json
 import statistics
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ CLIENTS = 64
 UNCOMBINED = {"ATELIER_COMMAND_LANES": "10", "ATELIER_COMMAND_BATCH": "1"}
 _UPDATE = "update stock set on_hand = on_hand + 1, version = version + 1 where sku_id = {} and on_hand >= reserved;\n"
 _SPREAD = 20_000
-_PGBENCH = (4, 16, CLIENTS)
+_PGBENCH = (2, 4, 8, 16, CLIENTS)
 _LINES = 500  # the most in one adjustment
 # What a command looks at, so that the disk is not measured: in a service that is in use it has been read before.
 _WARM = """
@@ -40,13 +41,18 @@ select count(*) from generate_series({step}, (select max(sku_id) from stock), {s
 """
 
 
-@dataclass(frozen=True)
-class Carried:
-    """What one load of commands did: how many a second, and what each of them and each second cost the log."""
+# After so long without work every server process has told what it counted; while it works it does so once a second.
+_COUNTED_S = 11
 
-    per_s: float
-    wal_bytes: float = 0.0
-    fsyncs_per_s: float = 0.0
+
+@dataclass(frozen=True)
+class Logged:
+    """What a load of commands cost the log."""
+
+    wal_bytes: float
+    """For each command."""
+    fsyncs_per_s: float
+    commands_per_fsync: float
 
 
 def measure(stand: Stand) -> Iterator[Row]:
@@ -62,7 +68,7 @@ def measure(stand: Stand) -> Iterator[Row]:
         stand.serve(**UNCOMBINED) as uncombined,
         stand.serve_app("bench.baseline:create_app", **settings) as lean,
     ):
-        measures: dict[str, Callable[[], Carried]] = {}
+        measures: dict[str, Callable[[], float]] = {}
         for clients in _PGBENCH:
             measures[f"pgbench {clients}"] = partial(_run_pgbench, stand, _UPDATE.format(hot), clients, fires=False)
         measures["pgbench announced"] = partial(_run_pgbench, stand, _UPDATE.format(hot), CLIENTS, fires=True)
@@ -71,8 +77,11 @@ def measure(stand: Stand) -> Iterator[Row]:
         for name, running in (("combined", service), ("uncombined", uncombined), ("lean", lean)):
             for kind, skus in (("hot", [hot]), ("spread", everywhere)):
                 measures[f"{name} {kind}"] = partial(_run_commands, stand, running, skus)
-        seen = take_turns(stand.rounds, measures, prepare=partial(_begin_evenly, stand, service, [hot, *everywhere]))
-    yield from _tell(seen)
+        prepare = partial(_begin_evenly, stand, service, [hot, *everywhere])
+        rates = take_turns(stand.rounds, measures, prepare=prepare)
+        prepare()
+        logged = {kind: _measure_log(stand, service, skus) for kind, skus in (("hot", [hot]), ("spread", everywhere))}
+    yield from _tell(rates, logged)
 
 
 def _begin_evenly(stand: Stand, running: Running, skus: list[int]) -> None:
@@ -93,8 +102,7 @@ def _begin_evenly(stand: Stand, running: Running, skus: list[int]) -> None:
         connection.close()
 
 
-def _tell(seen: dict[str, list[Carried]]) -> Iterator[Row]:
-    rates = {name: [one.per_s for one in carried] for name, carried in seen.items()}
+def _tell(rates: dict[str, list[float]], logged: dict[str, Logged]) -> Iterator[Row]:
     best = f"pgbench {max(_PGBENCH, key=lambda clients: statistics.median(rates[f'pgbench {clients}']))}"
     hot, spread_out = rates["combined hot"], rates["combined spread"]
     yield from [
@@ -114,13 +122,10 @@ def _tell(seen: dict[str, list[Carried]]) -> Iterator[Row]:
         Row("combined, spread, against the lean one", _tell_ratio(spread_out, rates["lean spread"])),
         Row("combined, spread, against pgbench", _tell_ratio(spread_out, rates["pgbench spread"])),
     ]  # fmt: skip
-    for kind in ("hot", "spread"):
-        carried = seen[f"combined {kind}"]
-        wal = spread([one.wal_bytes for one in carried], "{:,.0f}".format)
-        yield Row(f"combined, {kind}: log written per command", f"{wal} bytes")
-        fsyncs = spread([one.fsyncs_per_s for one in carried], "{:,.0f}".format)
-        each = statistics.median(one.per_s / max(1.0, one.fsyncs_per_s) for one in carried)
-        yield Row(f"combined, {kind}: times the log was forced to disk", f"{fsyncs}/s, {each:,.0f} commands each")
+    for kind, log in logged.items():
+        yield Row(f"combined, {kind}: log written per command", f"{log.wal_bytes:,.0f} bytes")
+        forced = f"{log.fsyncs_per_s:,.0f}/s, {log.commands_per_fsync:,.0f} commands each"
+        yield Row(f"combined, {kind}: times the log was forced to disk", forced)
 
 
 def pick_step(stand: Stand) -> int:
@@ -143,25 +148,29 @@ def _tell_ratio(rates: list[float], base: list[float]) -> str:
     return f"{spread([mine / theirs for mine, theirs in zip(rates, base, strict=True)])}x"
 
 
-def _run_pgbench(stand: Stand, script: str, clients: int, *, fires: bool) -> Carried:
-    node = stand.cluster.primary.name
-    return Carried(stand.pgbench(script, clients=clients, node=node, threads=2, fires=fires))
+def _run_pgbench(stand: Stand, script: str, clients: int, *, fires: bool) -> float:
+    return stand.pgbench(script, clients=clients, node=stand.cluster.primary.name, threads=2, fires=fires)
 
 
-def _run_commands(stand: Stand, running: Running, skus: list[int]) -> Carried:
-    wal_bytes, fsyncs = read_log(stand)
+def _run_commands(stand: Stand, running: Running, skus: list[int]) -> float:
     load = run_load(running.url, Commands(stand.key, skus), stand.folder, seconds=stand.seconds, connections=CLIENTS)
     if load.errors:
         raise BenchError(f"{load.errors} commands failed")
+    return load.per_s
+
+
+def _measure_log(stand: Stand, running: Running, skus: list[int]) -> Logged:
+    before_bytes, before_fsyncs = read_log(stand)
+    commands = _run_commands(stand, running, skus) * stand.seconds
     after_bytes, after_fsyncs = read_log(stand)
-    commands = load.per_s * stand.seconds
-    return Carried(load.per_s, (after_bytes - wal_bytes) / commands, (after_fsyncs - fsyncs) / stand.seconds)
+    fsyncs = max(1.0, after_fsyncs - before_fsyncs)
+    return Logged((after_bytes - before_bytes) / commands, fsyncs / stand.seconds, commands / fsyncs)
 
 
 def read_log(stand: Stand) -> tuple[float, float]:
     """How many bytes the primary has written into its log, and how often it has forced it to disk."""
     version = int(stand.cluster.primary.sql("show server_version_num"))
     fsyncs = "sum(fsyncs) from pg_stat_io where object = 'wal'" if version >= 180_000 else "wal_sync from pg_stat_wal"
-    said = stand.cluster.primary.sql(f"select (pg_current_wal_lsn() - '0/0') || ' ' || (select {fsyncs})")
-    wal_bytes, times = said.split()
-    return float(wal_bytes), float(times)
+    written = stand.cluster.primary.sql("select pg_current_wal_lsn() - '0/0'")
+    time.sleep(_COUNTED_S)
+    return float(written), float(stand.cluster.primary.sql(f"select {fsyncs}"))

@@ -290,37 +290,64 @@ async def test_position_of_a_seal_makes_a_token_that_contains_its_entries(
     assert (shown.status_code, shown.json()["on_hand"]) == (200, 3)
 
 
+_DOES_NOT_FIT = "does not fit its entries"
+# What somebody might do who may change the tables: to the entry, and to the seal that is over it and has one behind it.
+TAMPERING = {
+    "an entry is changed": ("update audit_entry set actor = 'nobody' where entry_id = {entry}", _DOES_NOT_FIT),
+    "an entry has another id": (
+        "update audit_entry set entry_id = -entry_id where entry_id = {entry}", _DOES_NOT_FIT
+    ),
+    "an entry is taken out": (
+        "delete from audit_entry where entry_id = {entry}", "made over {all} entries, now there are {fewer}"
+    ),
+    "an entry is slipped in": (
+        """
+        insert into audit_entry (entry_id, xid, at, position, actor, key_id, command, command_key, target, status)
+        select -entry_id, xid, at, position, actor, key_id, command, command_key, target, status
+          from audit_entry where entry_id = {entry}
+        """,
+        "made over {all} entries, now there are {more}",
+    ),
+    "a position is changed": ("update audit_seal set position = '0/8' where seal_id = {seal}", _DOES_NOT_FIT),
+    "a position is taken away": (
+        "update audit_seal set system_id = null, timeline = null, position = null where seal_id = {seal}",
+        _DOES_NOT_FIT,
+    ),
+    "a seal is taken out": (
+        "delete from audit_seal where seal_id = {seal}", "seal {seal} is missing: {next} comes next"
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.soak
-async def test_chain_holds_and_a_changed_entry_breaks_it(
-    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
+@pytest.mark.parametrize("tampering", TAMPERING)
+async def test_chain_holds_and_breaks_where_somebody_has_changed_it(
+    service: Service, database: asyncpg.Connection, cluster: EmbeddedCluster, tampering: str
 ) -> None:
-    """Sealed within seconds; whoever may change the table is caught by the chain."""
-    [sku_id] = await shop.stocked(5)
-    key = new_key()
-    await shop.adjust(sku_id, -2, Idempotency_Key=key)
-    entry = await entry_of(database, key)
-    entry_id = entry["entry_id"]
-    await wait_until_sealed(database, entry_id)
-    report = await verify_audit(database)
-    assert (report.broken, report.entries > 0, report.newest_hash is not None) == ([], True, True)
-    admin = await asyncpg.connect(cluster.superuser_dsn(cluster.primary.name), database="atelier")
-    change = "update atelier.audit_entry set actor = $2 where entry_id = $1"
-    place = "update atelier.audit_seal set system_id = $2, timeline = $3, position = $4 where seal_id = $1"
-    seal = await seal_of(database, entry_id)
-    seal_id = seal["seal_id"]
+    """Sealed within seconds; whoever may change the tables is caught by the chain."""
+    first = await add_entries(database, new_key(), 10, 20, 30)
+    await wait_until_sealed(database, first)
+    await wait_until_sealed(database, await add_entries(database, new_key(), 10))
+    seal = await seal_of(database, first)
+    names = {"entry": first - 1, "seal": seal["seal_id"], "next": seal["seal_id"] + 1}
+    names |= {"all": seal["entries"], "fewer": seal["entries"] - 1, "more": seal["entries"] + 1}
+    statement, problem = (text.format(**names) for text in TAMPERING[tampering])
+    admin = await asyncpg.connect(
+        cluster.superuser_dsn(cluster.primary.name), database="atelier", server_settings={"search_path": "atelier"}
+    )
     try:
-        await admin.execute(change, entry_id, "nobody")
-        broken = (await verify_audit(database)).broken
-        await admin.execute(change, entry_id, entry["actor"])
-        await admin.execute(place, seal_id, seal["system_id"], seal["timeline"], 8)
-        broken += (await verify_audit(database)).broken
-        await admin.execute(place, seal_id, None, None, None)
-        broken += (await verify_audit(database)).broken
-        await admin.execute(place, seal_id, seal["system_id"], seal["timeline"], seal["position"])
+        tried = admin.transaction(isolation="repeatable_read")
+        await tried.start()
+        report = await verify_audit(admin)
+        assert (report.broken, report.entries > 3, report.newest_hash is not None) == ([], True, True)
+        assert (await admin.execute(statement)).endswith(" 1")
+        broken = (await verify_audit(admin)).broken
+        await tried.rollback()
     finally:
         await admin.close()
-    assert len(broken) == 3
-    assert (await verify_audit(database)).broken == []
+    assert problem in broken[0]
+    # A seal that is gone is the link of the next one, too, and leaves its entries to it.
+    assert {line.split()[1] for line in broken} <= {str(names["seal"]), str(names["next"])}
 
 
 async def add_entries(database: asyncpg.Connection, key: str, *sizes: int) -> int:

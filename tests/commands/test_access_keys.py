@@ -72,6 +72,7 @@ async def test_protected_reads_take_a_key_of_any_scope(
             answer = await http.get(fill(path), headers={"Authorization": f"Bearer {key}"})
             assert answer.status_code in (200, 404), (path, answer.text)
             assert (await http.get(fill(path))).status_code == 401, path
+            assert (await http.head(fill(path))).status_code == 401, path
 
 
 async def test_open_reads_ask_for_no_key(service: Service) -> None:

@@ -70,9 +70,16 @@ async def test_what_arrives_meanwhile_goes_together_in_arrival_order() -> None:
     assert [str(result) for result in results] == ["A", "B", "bad", "C"]
 
 
-async def test_who_was_answered_together_is_carried_out_together_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def gathering_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lane that waits for those it has answered does so for longer than any test has."""
+    monkeypatch.setattr(combine, "_GATHER_S", 600.0)
+    monkeypatch.setattr(combine, "_PAUSE_S", 600.0)
+
+
+@pytest.mark.usefixtures("gathering_for_long")
+async def test_who_was_answered_together_is_carried_out_together_again() -> None:
     """They come back one by one: the lane waits for the last of them, and not a moment longer."""
-    monkeypatch.setattr(combine, "_GATHER_S", 60.0)
     work = Work()
     work.gate.clear()
 
@@ -92,9 +99,9 @@ async def test_who_was_answered_together_is_carried_out_together_again(monkeypat
     assert [len(batch) for batch in work.batches] == [1, 10, 10]
 
 
-async def test_no_more_are_waited_for_than_the_next_batch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("gathering_for_long")
+async def test_no_more_are_waited_for_than_the_next_batch_takes() -> None:
     """A full batch goes at once, whoever else was answered."""
-    monkeypatch.setattr(combine, "_GATHER_S", 60.0)
     work = Work()
     async with asyncio.timeout(10), Combiner(work, LIMITS, clock=time.monotonic) as combiner:
         await asyncio.gather(*(combiner.submit(str(number), soon()) for number in range(16)))
@@ -102,18 +109,81 @@ async def test_no_more_are_waited_for_than_the_next_batch_takes(monkeypatch: pyt
     assert [len(batch) for batch in work.batches] == [16, 16, 16]
 
 
-async def test_who_does_not_come_back_is_not_waited_for() -> None:
-    """Ten were answered together, and one came back: it is carried out alone."""
+async def test_pause_says_that_the_others_do_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten were answered together, nine came back at once, and then nobody."""
+    monkeypatch.setattr(combine, "_GATHER_S", 600.0)
     work = Work()
-    async with Combiner(work, LIMITS, clock=time.monotonic) as combiner:
+    async with asyncio.timeout(10), Combiner(work, LIMITS, clock=time.monotonic) as combiner:
         await asyncio.gather(*(combiner.submit(str(number), soon()) for number in range(10)))
-        assert await combiner.submit("one", soon(5)) == "ONE"
-    assert work.batches[-1] == ["one"]
+        await asyncio.gather(*(combiner.submit(str(number), soon()) for number in range(9)))
+    assert [len(batch) for batch in work.batches] == [10, 9]
 
 
-async def test_closing_waits_for_nobody_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_those_who_keep_coming_are_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixty were answered together; others come instead of them, one after the other and without a pause."""
+    monkeypatch.setattr(combine, "_PAUSE_S", 0.02)
+    work, now_s, limits = Work(), [0.0], QueueLimits(waiting=100, lanes=1, largest_batch=60, target_s=60.0)
+    async with asyncio.timeout(10), Combiner(work, limits, clock=lambda: now_s[0]) as combiner:
+        await asyncio.gather(*(combiner.submit(str(number), soon()) for number in range(60)))
+        tasks = []
+        while len(work.batches) == 1:
+            tasks.append(asyncio.create_task(combiner.submit("other", soon())))
+            await asyncio.sleep(0.001)
+            if len(tasks) == 3:
+                now_s[0] += 1.0
+        await asyncio.gather(*tasks)
+    assert len(work.batches[1]) < 60
+
+
+@pytest.mark.usefixtures("gathering_for_long")
+async def test_who_has_left_is_not_waited_for() -> None:
+    """One of ten hung up before the answer: the other nine are all."""
+    work = Work()
+    work.gate.clear()
+    async with asyncio.timeout(10), Combiner(work, LIMITS, clock=time.monotonic) as combiner:
+        tasks = [asyncio.create_task(combiner.submit(str(number), soon())) for number in range(10)]
+        await until(lambda: work.batches)
+        tasks[0].cancel()
+        await until(tasks[0].done)
+        work.gate.set()
+        await asyncio.gather(*tasks[1:])
+        await asyncio.gather(*(combiner.submit(str(number), soon()) for number in range(9)))
+    assert [len(batch) for batch in work.batches] == [10, 9]
+
+
+@pytest.mark.usefixtures("gathering_for_long")
+async def test_nobody_waits_for_bulk_to_come_back() -> None:
+    """Ten of bulk were answered together: who stands in front of a screen comes, and is carried out at once."""
+    work = Work()
+    async with asyncio.timeout(10), Combiner(work, LIMITS, clock=time.monotonic) as combiner:
+        await asyncio.gather(*(combiner.submit(str(number), soon(), is_bulk=True) for number in range(10)))
+        assert await combiner.submit("checkout", soon()) == "CHECKOUT"
+    assert [len(batch) for batch in work.batches] == [10, 1]
+
+
+@pytest.mark.usefixtures("gathering_for_long")
+async def test_whom_another_lane_takes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A straggler calls the second lane; losing its patience, that takes nine of the ten whom the first one gathers."""
+    monkeypatch.setattr(combine, "_PATIENCE_S", 0.5)
+    work, limits = Work(), QueueLimits(waiting=100, lanes=2, largest_batch=16, target_s=60.0)
+    work.gate.clear()
+    async with asyncio.timeout(10), Combiner(work, limits, clock=time.monotonic) as combiner:
+        first = [asyncio.create_task(combiner.submit(str(number), soon())) for number in range(10)]
+        await until(lambda: work.batches)
+        tasks = [asyncio.create_task(combiner.submit("straggler", soon()))]
+        await until(lambda: combiner.waiting)
+        work.gate.set()
+        await asyncio.gather(*first)
+        tasks += [asyncio.create_task(combiner.submit(str(number), soon())) for number in range(9)]
+        await until(lambda: len(work.batches) == 2)
+        await combiner.submit("the tenth", soon())
+        await asyncio.gather(*tasks)
+    assert [len(batch) for batch in work.batches] == [10, 10, 1]
+
+
+@pytest.mark.usefixtures("gathering_for_long")
+async def test_closing_waits_for_nobody_to_come_back() -> None:
     """Nor does anything that is queued."""
-    monkeypatch.setattr(combine, "_GATHER_S", 60.0)
     work = Work()
     async with asyncio.timeout(10), Combiner(work, LIMITS, clock=time.monotonic) as combiner:
         await asyncio.gather(*(combiner.submit(str(number), soon()) for number in range(10)))
@@ -271,6 +341,20 @@ async def test_work_that_breaks_fails_its_batch_and_not_the_lane() -> None:
         with pytest.raises(RuntimeError):
             await combiner.submit("a", soon())
         assert await combiner.submit("b", soon()) == "b"
+
+
+async def test_batch_with_too_few_results_fails_and_not_the_lane() -> None:
+    """Which of them is whose, nobody knows."""
+    answers = [["only one"], ["a", "b"]]
+
+    async def work(_items: Sequence[str]) -> Sequence[str]:
+        return answers.pop(0)
+
+    limits = QueueLimits(waiting=100, lanes=1, largest_batch=16, target_s=60.0)
+    async with asyncio.timeout(10), Combiner(work, limits, clock=time.monotonic) as combiner:
+        for expected in (RuntimeError, str):
+            told = await asyncio.gather(*(combiner.submit(item, soon()) for item in "ab"), return_exceptions=True)
+            assert [type(one) for one in told] == [expected] * 2
 
 
 async def test_second_lane_helps_when_the_first_is_slow() -> None:

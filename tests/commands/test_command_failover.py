@@ -4,8 +4,10 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import asyncpg
+import httpx
 import pytest
 from sqlalchemy import text
 
@@ -29,7 +31,7 @@ from tests.commands.writing import (
     open_writes,
     settings_of,
 )
-from tests.support import role_dsn, running_cluster, wait_until_commits_wait
+from tests.support import role_dsn, running_cluster, running_service, wait_until_commits_wait
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.soak]
 
@@ -311,6 +313,35 @@ async def test_primary_that_waits_for_too_few_or_too_little_carries_no_quorum_co
                 await service.submit(make_order(adjustment((sku_id, 1)), within_s=3.0))
     finally:
         await configure(own, "ANY 1 (pg2, pg3)")
+
+
+async def test_primary_that_acknowledges_what_a_crash_would_lose_carries_no_commands(own: EmbeddedCluster) -> None:
+    """With or without a quorum: of `synchronous_commit = off` nobody may learn that his command is done."""
+    sku_id = await make_sku(own)
+    await configure(own, "", "off")
+    try:
+        async with open_writes(settings_of(own), has_chores=False) as service:
+            with pytest.raises(PrimaryUnavailableError, match="a crash would lose"):
+                await service.submit(make_order(adjustment((sku_id, 1)), within_s=3.0))
+    finally:
+        await configure(own, "ANY 1 (pg2, pg3)")
+
+
+def test_service_carries_no_commands_where_the_quorum_of_its_settings_is_not_kept(own: EmbeddedCluster) -> None:
+    """`ATELIER_QUORUM`, as an operator sets it, and a primary that waits for nobody; then for one, and all is well."""
+    body = {"reason": "count", "lines": [{"sku_id": asyncio.run(make_sku(own)), "delta": 1}]}
+    asyncio.run(configure(own, ""))
+    try:
+        with running_service(own, settings={"ATELIER_QUORUM": "1"}) as service:
+            headers = {"Authorization": f"Bearer {service.key}", "Idempotency-Key": new_key()}
+            send = partial(httpx.post, f"{service.url}/inventory/adjustments", json=body, headers=headers, timeout=30)
+            refused = send()
+            assert (refused.status_code, refused.json()["type"]) == (503, "/problems/primary-unavailable")
+            asyncio.run(configure(own, "ANY 1 (pg2, pg3)"))
+            done = send()
+            assert (done.status_code, done.headers.get("Idempotency-Replayed")) == (200, None), done.text
+    finally:
+        asyncio.run(configure(own, "ANY 1 (pg2, pg3)"))
 
 
 async def test_primary_that_waits_for_enough_carries_quorum_commands(own: EmbeddedCluster) -> None:

@@ -235,8 +235,9 @@ async def test_feed_asks_a_replica_and_never_the_primary(shop: Shop, cluster: Em
         await pull_until(chunks, sku_id, 2)
         ports = [found.laddr.port for found in psutil.Process().net_connections("tcp") if found.raddr]
         asked = {name for name in cluster.nodes if await count_outbox_sessions(cluster, name, ports)}
-    assert len(asked) == 1
-    assert cluster.primary.name not in asked
+    # Two of them where one was slow for a moment, and the tail went on from the other.
+    assert asked
+    assert asked <= cluster.nodes.keys() - {cluster.primary.name}
 
 
 async def count_outbox_sessions(cluster: EmbeddedCluster, node: str, client_ports: list[int]) -> int:

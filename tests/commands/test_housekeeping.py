@@ -83,6 +83,23 @@ async def test_writing_process_prunes_by_itself(database: asyncpg.Connection, cl
     assert await keys_of(database, young) == 5
 
 
+async def test_writing_process_prunes_changes_by_itself(
+    shop: Shop, database: asyncpg.Connection, cluster: EmbeddedCluster
+) -> None:
+    """After a day, unless it is told otherwise; the younger ones stay."""
+    assert WritePolicy().changes_kept_s == 86_400
+    [sku_id] = await shop.stocked(0)
+    old, young = await change_and_follow(shop, sku_id, 2)
+    position = int(old.id.split(".")[0])
+    await as_superuser(cluster, "update outbox set at = at - interval '3 hours' where position <= $1", position)
+    left = "select min(position) from outbox"
+    policy = WritePolicy(changes_kept_s=KEPT_S, prune_interval_s=0.02)
+    async with open_writes(settings_of(cluster), policy), asyncio.timeout(15):
+        while await database.fetchval(left) <= position:
+            await asyncio.sleep(0.02)
+    assert await database.fetchval(left) <= int(young.id.split(".")[0])
+
+
 @pytest.mark.parametrize(("prune", "turn"), [(prune_keys, 5), (prune_changes, 6)])
 async def test_two_writers_never_prune_at_the_same_time(
     database: asyncpg.Connection, cluster: EmbeddedCluster, prune, turn: int

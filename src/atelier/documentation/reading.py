@@ -120,5 +120,7 @@ def _changes() -> Operation:
             "no-replica",
             "primary-unavailable",
         ),
-        about="No gap and no duplicate after a reconnect with `Last-Event-ID`. Without a cursor the stream starts now.",
+        about="No gap and no duplicate after a reconnect with `Last-Event-ID`. Without a cursor the stream starts now. "
+        "What one commit has changed several times is told once, as it is after it: commands on one SKU that are sent "
+        "at the same time are committed together, and its `version` may rise by more than one from event to event.",
     )

@@ -1,7 +1,7 @@
 """Gathers what arrives while others are being carried out, and hands it over in batches. Knows nothing of commands.
 
-A lone item is never delayed: it waits for no company, only for a free lane. Batches form because the lanes are busy,
-and stay because who was answered together is let come back together, for some milliseconds.
+Where no lane is busy a lone item is not delayed: it waits for no company. Batches form because a lane is busy, and stay
+because who was answered together is let come back together, for some milliseconds.
 """
 
 import asyncio
@@ -24,11 +24,12 @@ _SMALLEST_BATCH = 32
 # A second lane leaves what waits to the first one for this long, because one batch of all costs less than two of half;
 # then it helps: the first one may stand before a lock.
 _PATIENCE_S = 0.02
-# Who was answered together comes back together. After a batch of so many the lane waits for as many to be there, no
-# longer than so many seconds: it would carry out the first ones to come back at the price of a transaction, while the
-# others wait for it.
+# Who was answered together comes back together. After a batch of so many the lane waits for all of them: it would carry
+# out the first ones to come back at the price of a transaction, while the others wait for it. It waits so many seconds
+# at most, and while they keep coming: a pause says that the others are on a longer way, or have left.
 _COMPANY = 8
 _GATHER_S = 0.01
+_PAUSE_S = 0.002
 _LAST_WORD_S = 0.2
 # Answers to so many are formed in one turn of the event loop. With all of a batch in one turn, another lane's statement
 # that has come back would wait for all of them, and the database with it.
@@ -41,6 +42,7 @@ class _Ticket(Generic[Item, Result]):
 
     item: Item
     future: "asyncio.Future[Result]"
+    is_bulk: bool
     is_started: bool = False
 
     def give_up(self) -> None:
@@ -56,6 +58,14 @@ class _Ticket(Generic[Item, Result]):
         """Nobody has told what became of it."""
         if not self.future.done():
             self.future.set_exception(OutcomeUnknownError())
+
+
+@dataclass(slots=True, eq=False)
+class _Gathering:
+    """A lane that waits until so many are there."""
+
+    wanted: int
+    is_over: "asyncio.Future[None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +131,8 @@ class Combiner(Generic[Item, Result]):
         self._interactive: deque[_Ticket[Item, Result]] = deque()
         self._bulk: deque[_Ticket[Item, Result]] = deque()
         self._free: deque[asyncio.Future[None]] = deque()
-        self._gatherings: dict[asyncio.Future[None], int] = {}
+        self._gatherings: list[_Gathering] = []
+        self._arrived = 0
         self._lanes: list[asyncio.Task[None]] = []
         self._alarms = Alarms()
         self._is_closing = False
@@ -166,9 +177,10 @@ class Combiner(Generic[Item, Result]):
         """
         if self._is_closing or not self._has_room(is_bulk=is_bulk):
             raise OverloadedError
-        ticket: _Ticket[Item, Result] = _Ticket(item, self._alarms.loop.create_future())
+        ticket: _Ticket[Item, Result] = _Ticket(item, self._alarms.loop.create_future(), is_bulk)
         queue = self._bulk if is_bulk else self._interactive
         queue.append(ticket)
+        self._arrived += 1
         self._wake_one()
         if self._gatherings:
             self._end_gatherings()
@@ -210,31 +222,43 @@ class Combiner(Generic[Item, Result]):
             batch = self._take()
             if not batch:
                 continue
-            started_s = self._clock()
             self._running += 1
-            results = await self._carry_out(batch)
-            expected = self.waiting + len(batch)
-            await self._answer(batch, results)
-            self._size.learn(len(batch), self._clock() - started_s)
-            if len(batch) >= _COMPANY:
-                await self._let_gather(expected)
-            self._running -= 1
-            finished, self._finished = self._finished, asyncio.Event()
-            finished.set()
+            try:
+                await self._serve(batch)
+            finally:
+                self._running -= 1
+                finished, self._finished = self._finished, asyncio.Event()
+                finished.set()
+
+    async def _serve(self, batch: list[_Ticket[Item, Result]]) -> None:
+        """Carries a batch out, answers it, and lets those who wait for an answer come back."""
+        started_s = self._clock()
+        results = await self._carry_out(batch)
+        # Nobody stands in front of a screen for bulk, and whoever does must not wait until bulk is back.
+        returning = sum(not (ticket.is_bulk or ticket.future.done()) for ticket in batch)
+        expected = len(self._interactive) + returning
+        await self._answer(batch, results)
+        self._size.learn(len(batch), self._clock() - started_s)
+        if returning >= _COMPANY:
+            await self._let_gather(expected)
 
     async def _let_gather(self, expected: int) -> None:
-        """Waits until so many are there, or as many as the next batch has room for; not for long."""
-        complete: asyncio.Future[None] = self._alarms.loop.create_future()
-        self._gatherings[complete] = min(self._size.now, expected)
+        """Waits until so many are there, or a full batch; not for long, and while they keep coming."""
+        gathering = _Gathering(expected, self._alarms.loop.create_future())
+        self._gatherings.append(gathering)
         self._end_gatherings()
-        await asyncio.wait((complete,), timeout=_GATHER_S)
-        del self._gatherings[complete]
+        deadline_s, arrived = self._clock() + _GATHER_S, -1
+        while not gathering.is_over.done() and self._arrived != arrived and self._clock() < deadline_s:
+            arrived = self._arrived
+            await asyncio.wait((gathering.is_over,), timeout=_PAUSE_S)
+        self._gatherings.remove(gathering)
 
     def _end_gatherings(self) -> None:
         """Lets those lanes go on whose items are there; all of them when the combiner closes."""
-        for complete, wanted in self._gatherings.items():
-            if (self._is_closing or self.waiting >= wanted) and not complete.done():
-                complete.set_result(None)
+        for gathering in self._gatherings:
+            is_complete = len(self._interactive) >= gathering.wanted or self.waiting >= self._size.now
+            if (is_complete or self._is_closing) and not gathering.is_over.done():
+                gathering.is_over.set_result(None)
 
     async def _leave_it_to_others(self) -> None:
         """Waits until a lane that is busy now is free, and takes what waits; not for long."""
@@ -254,18 +278,24 @@ class Combiner(Generic[Item, Result]):
                     continue
                 ticket.is_started = True
                 batch.append(ticket)
+        for gathering in self._gatherings:
+            # Another lane has lost its patience, and takes what is being gathered: it is not waited for any more.
+            gathering.wanted -= sum(not ticket.is_bulk for ticket in batch)
         return batch
 
     async def _carry_out(self, batch: list[_Ticket[Item, Result]]) -> Sequence[Result | Exception]:
         """A result for every ticket, whatever happens: a lane never dies and nobody waits for ever."""
         try:
-            return await self._run([ticket.item for ticket in batch])
+            results = await self._run([ticket.item for ticket in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(batch)} items were carried out with {len(results)} results")
         except asyncio.CancelledError:
             # A driver lets the cancellation of something of its own escape when a connection is cut under it. Nobody
             # cancels a lane: what it carried is what is not known.
             return [OutcomeUnknownError()] * len(batch)
         except Exception as error:  # noqa: BLE001  it goes to those who wait
             return [error] * len(batch)
+        return results
 
     async def _answer(self, batch: list[_Ticket[Item, Result]], results: Sequence[Result | Exception]) -> None:
         """Settles every ticket."""
