@@ -78,13 +78,18 @@ def gathering_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("gathering_for_long")
-async def test_who_was_answered_together_is_carried_out_together_again() -> None:
-    """They come back one by one: the lane waits for the last of them, and not a moment longer."""
+@pytest.mark.parametrize(("pause_s", "away_s"), [(600.0, 0.0), (0.2, 0.5)])
+async def test_who_was_answered_together_is_carried_out_together_again(
+    monkeypatch: pytest.MonkeyPatch, pause_s: float, away_s: float
+) -> None:
+    """They come back one by one, also after a while: the lane waits for the last of them, and not a moment longer."""
+    monkeypatch.setattr(combine, "_PAUSE_S", pause_s)
     work = Work()
     work.gate.clear()
 
     async def come_back(turns: int) -> None:
         await combiner.submit(f"first{turns}", soon())
+        await asyncio.sleep(away_s)
         for _ in range(20 * turns):
             await asyncio.sleep(0)
         await combiner.submit(f"again{turns}", soon())
@@ -120,19 +125,18 @@ async def test_pause_says_that_the_others_do_not_come_back(monkeypatch: pytest.M
 
 
 async def test_those_who_keep_coming_are_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixty were answered together; others come instead of them, one after the other and without a pause."""
+    """Two hundred were answered together; others come instead of them, one a millisecond at most, without a pause."""
+    monkeypatch.setattr(combine, "_GATHER_S", 0.05)
     monkeypatch.setattr(combine, "_PAUSE_S", 0.02)
-    work, now_s, limits = Work(), [0.0], QueueLimits(waiting=100, lanes=1, largest_batch=60, target_s=60.0)
-    async with asyncio.timeout(10), Combiner(work, limits, clock=lambda: now_s[0]) as combiner:
-        await asyncio.gather(*(combiner.submit(str(number), soon()) for number in range(60)))
+    work, limits = Work(), QueueLimits(waiting=200, lanes=1, largest_batch=200, target_s=60.0)
+    async with asyncio.timeout(10), Combiner(work, limits, clock=time.monotonic) as combiner:
+        await asyncio.gather(*(combiner.submit(str(number), soon()) for number in range(200)))
         tasks = []
         while len(work.batches) == 1:
             tasks.append(asyncio.create_task(combiner.submit("other", soon())))
             await asyncio.sleep(0.001)
-            if len(tasks) == 3:
-                now_s[0] += 1.0
         await asyncio.gather(*tasks)
-    assert len(work.batches[1]) < 60
+    assert len(work.batches[1]) < 200
 
 
 @pytest.mark.usefixtures("gathering_for_long")

@@ -26,10 +26,11 @@ _SMALLEST_BATCH = 32
 _PATIENCE_S = 0.02
 # Who was answered together comes back together. After a batch of so many the lane waits for all of them: it would carry
 # out the first ones to come back at the price of a transaction, while the others wait for it. It waits so many seconds
-# at most, and while they keep coming: a pause says that the others are on a longer way, or have left.
+# at most, and once they are coming, while they keep coming: a pause says that the others are on a longer way, or have
+# left. (Measured on a busy machine: the first of 64 was back after 4 ms, 10 at most; each next one within 2.)
 _COMPANY = 8
 _GATHER_S = 0.01
-_PAUSE_S = 0.002
+_PAUSE_S = 0.003
 _LAST_WORD_S = 0.2
 # Answers to so many are formed in one turn of the event loop. With all of a batch in one turn, another lane's statement
 # that has come back would wait for all of them, and the database with it.
@@ -243,14 +244,17 @@ class Combiner(Generic[Item, Result]):
             await self._let_gather(expected)
 
     async def _let_gather(self, expected: int) -> None:
-        """Waits until so many are there, or a full batch; not for long, and while they keep coming."""
+        """Waits until so many are there, or a full batch; not for long, and not beyond a pause in their coming."""
         gathering = _Gathering(expected, self._alarms.loop.create_future())
         self._gatherings.append(gathering)
         self._end_gatherings()
-        deadline_s, arrived = self._clock() + _GATHER_S, -1
-        while not gathering.is_over.done() and self._arrived != arrived and self._clock() < deadline_s:
+        loop, before_all = self._alarms.loop, self._arrived
+        deadline_s = loop.time() + _GATHER_S
+        while not gathering.is_over.done() and loop.time() < deadline_s:
             arrived = self._arrived
             await asyncio.wait((gathering.is_over,), timeout=_PAUSE_S)
+            if before_all != self._arrived == arrived:
+                break
         self._gatherings.remove(gathering)
 
     def _end_gatherings(self) -> None:

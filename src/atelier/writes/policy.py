@@ -8,7 +8,7 @@ class WritePolicy:
     """How commands are queued, combined, kept and cleaned up."""
 
     lanes: int = 2
-    """Batches of inventory commands at the same time: one commits while the next is being read and decided."""
+    """Batches of inventory commands at the same time: when one stands before a lock, the other goes on."""
     largest_batch: int = 256
     """More commands in one transaction only make the last of them wait for the first."""
     batch_target_s: float = 0.2
