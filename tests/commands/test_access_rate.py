@@ -72,6 +72,7 @@ async def test_key_of_a_command_that_came_too_fast_stays_free(cluster: EmbeddedC
 
 @pytest.mark.anyio
 @pytest.mark.cluster
+@pytest.mark.soak
 async def test_rate_of_a_key_holds_over_http_and_over_processes(cluster: EmbeddedCluster) -> None:
     """429 with Retry-After and nothing done; what is left stands in every answer before. Reads are not counted."""
     settings = {"ATELIER_RATE_PER_S": "1", "ATELIER_RATE_BURST": "20", "ATELIER_WORKERS": "2"}
