@@ -29,5 +29,5 @@ def test_test_that_fails_with_a_connection_open_fails_and_does_not_hang(tmp_path
     command = [sys.executable, "-m", "pytest", "-c", PROJECT / "pyproject.toml", "-p", "no:cacheprovider", leaking]
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert told.returncode == 1, told.stderr
-    assert "AssertionError: as it should be" in told.stdout
+    assert "AssertionError: as it should be" in told.stdout, told.stderr
     assert "1 failed" in told.stdout
